@@ -1,0 +1,88 @@
+# Every target does its own set-up; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+NAME ?= ebbtide-demo
+
+##@ The two commands
+
+.PHONY: demo
+demo: venv ## Main job: real cluster, helm install, three scenes under load, plain against managed (about 25 min the first time, 12 after)
+	$(PY) -m demo --cluster $(NAME)
+
+.PHONY: test
+test: venv ## Everything that CI checks
+	tools/test
+
+##@ Demo
+
+.PHONY: demo-quick
+demo-quick: venv ## One scene with 6 replicas
+	$(PY) -m demo --quick --cluster $(NAME)
+
+.PHONY: demo-down
+demo-down: venv ## Take the demo's cluster down; nothing is left behind but the caches
+	$(PY) -m tests.localcluster down --name $(NAME)
+
+##@ Tests
+
+.PHONY: lint
+lint: venv ## Format, lint, types, import contracts
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/lint-imports
+	.venv/bin/mypy
+
+.PHONY: test-unit
+test-unit: venv ## Pure rules and single processes: no cluster, under a minute
+	.venv/bin/pytest tests/unit
+
+.PHONY: test-contract
+test-contract: venv ## Real etcd processes and the rendered chart
+	.venv/bin/pytest tests/contract
+
+.PHONY: test-cluster
+test-cluster: venv ## The real cluster, faults included; EBBTIDE_KEEP_CLUSTER=1 leaves it up
+	.venv/bin/pytest tests/cluster
+
+##@ Local cluster
+
+.PHONY: cluster-up
+cluster-up: venv ## Start (or reuse) the local Kubernetes cluster
+	$(PY) -m tests.localcluster up --name $(NAME)
+
+.PHONY: cluster-down
+cluster-down: demo-down ## Take it down
+
+.PHONY: cluster-status
+cluster-status: venv ## Say what runs
+	$(PY) -m tests.localcluster status --name $(NAME)
+
+.PHONY: images
+images: venv ## Build the operator's and the example's images
+	$(PY) -m tests.localcluster.images
+
+##@ Development
+
+.PHONY: venv
+venv: ## Make .venv from the lock file
+	@tools/bootstrap
+
+.PHONY: fmt
+fmt: venv ## Format and fix what can be fixed
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+.PHONY: generate
+generate: venv ## Make again what is generated: dashboards, the chart's CRD and README
+	$(PY) -m charts.dashboards.generate
+
+.PHONY: lock
+lock: ## Resolve the dependencies anew (needs uv on PATH)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra operator pyproject.toml -o operator/requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra operator --group test pyproject.toml -o requirements-dev.lock
+
+.PHONY: help
+help: ## Show this
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
