@@ -111,8 +111,8 @@ class Store(Protocol):
     def watch(self, prefix: str, after: int) -> AsyncIterator[Sequence[Changed | Removed | Resync]]:
         """Yield what happens under a prefix after a revision, without a gap, until closed.
 
-        It reconnects by itself; each batch is one store response, so all events of one transaction come together. While the
-        store is away it is silent: ask `healthy`.
+        It reconnects by itself; each batch is one store response, so all events of one transaction come together.
+        While the store is away it is silent: ask `healthy`.
         """
 
     @property
@@ -138,7 +138,7 @@ class Cluster(Protocol):
         """Return the pods of the workload's ReplicaSets that have no managed label."""
 
     async def write_status(self, workload: WorkloadView, status: Mapping[str, object]) -> None:
-        """Write the status of the workload's Drain object; create the object, owned by the workload, where it is missing."""
+        """Write the status of the workload's Drain object; create it, owned by the workload, where it is missing."""
 
     async def remove_status(self, key: WorkloadKey) -> None: ...
 

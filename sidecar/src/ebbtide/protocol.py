@@ -235,8 +235,10 @@ class Report(_Record):
     eta_s: float | None = None
     """Seconds until the pod expects to be drained; None where it cannot tell."""
     tally: Mapping[str, int] = field(default_factory=dict)
-    """Tasks that ended since the process started, by outcome: finished, failed, timed_out, cancelled, requeued, abandoned,
-    refused."""
+    """Tasks that ended since the process started, by outcome.
+
+    Outcomes: finished, failed, timed_out, cancelled, requeued, abandoned, refused.
+    """
     forced: bool = False
     """True once tasks were cancelled for the drain: the process restarts rather than serve again."""
     phase_revision: int = 0

@@ -246,7 +246,17 @@ class Notify:
 
 
 Action = (
-    Adopt | SendOrder | Pin | Release | Return | PublishPhase | WriteRecord | Forget | WriteStatus | RemoveStatus | Notify
+    Adopt
+    | SendOrder
+    | Pin
+    | Release
+    | Return
+    | PublishPhase
+    | WriteRecord
+    | Forget
+    | WriteStatus
+    | RemoveStatus
+    | Notify
 )
 
 
