@@ -1,0 +1,119 @@
+{{/* Room is left for the longest suffix (`-etcd-server-tls`) and for what StatefulSets append to a pod's labels. */}}
+{{- define "ebbtide.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "ebbtide.serviceAccountName" -}}
+{{- if .Values.serviceAccount.name -}}
+{{- .Values.serviceAccount.name -}}
+{{- else if .Values.serviceAccount.create -}}
+{{- include "ebbtide.fullname" . -}}
+{{- else -}}
+{{- fail "serviceAccount.name: is needed where serviceAccount.create is false; name the ServiceAccount to use" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels by which Services, policies and workloads find their pods: never changed in a release's life. */}}
+{{- define "ebbtide.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- define "ebbtide.labels" -}}
+{{ include "ebbtide.selectorLabels" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: ebbtide
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "ebbtide.image" -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" .image.repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .image.repository (default .default .image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "ebbtide.podSecurityContext" -}}
+runAsNonRoot: true
+{{- with .Values.runAsUser }}
+runAsUser: {{ int64 . }}
+runAsGroup: {{ int64 . }}
+fsGroup: {{ int64 . }}
+{{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "ebbtide.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* "true" where the chart runs its own etcd. */}}
+{{- define "ebbtide.etcd.embedded" -}}
+{{- if not .Values.etcd.external.endpoints }}true{{ end -}}
+{{- end -}}
+
+{{- define "ebbtide.etcd.endpoints" -}}
+{{- if include "ebbtide.etcd.embedded" . -}}
+https://{{ include "ebbtide.fullname" . }}-etcd.{{ .Release.Namespace }}.svc:2379
+{{- else -}}
+{{- join "," .Values.etcd.external.endpoints -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+"true" where the embedded etcd has a volume. volumeClaimTemplates cannot be changed: an installed StatefulSet keeps what `auto`
+chose at first, also where a default StorageClass came or went since.
+*/}}
+{{- define "ebbtide.etcd.persistent" -}}
+{{- $wanted := toString .Values.etcd.persistence.enabled -}}
+{{- if eq $wanted "true" -}}
+true
+{{- else if eq $wanted "auto" -}}
+{{- $installed := lookup "apps/v1" "StatefulSet" .Release.Namespace (printf "%s-etcd" (include "ebbtide.fullname" .)) -}}
+{{- if $installed -}}
+{{- if $installed.spec.volumeClaimTemplates }}true{{ end -}}
+{{- else if .Values.etcd.persistence.storageClass -}}
+true
+{{- else -}}
+{{- $found := "" -}}
+{{- range (lookup "storage.k8s.io/v1" "StorageClass" "" "").items -}}
+{{- if eq (dig "annotations" "storageclass.kubernetes.io/is-default-class" "" .metadata) "true" -}}
+{{- $found = "true" -}}
+{{- end -}}
+{{- end -}}
+{{- $found -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* "true" where a monitor of the Prometheus operator is rendered: (dict "root" $ "enabled" <auto|always|never> "kind" <kind>). */}}
+{{- define "ebbtide.monitor" -}}
+{{- if eq .enabled "always" -}}
+true
+{{- else if and (eq .enabled "auto") (.root.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" .kind)) -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{- define "ebbtide.serviceMonitor" -}}
+{{- include "ebbtide.monitor" (dict "root" . "enabled" .Values.monitoring.serviceMonitor.enabled "kind" "ServiceMonitor") -}}
+{{- end -}}

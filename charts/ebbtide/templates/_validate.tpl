@@ -1,0 +1,46 @@
+{{/* Contradictions that a schema cannot see. Each message names the values and the fix. */}}
+{{- define "ebbtide.validate" -}}
+{{- $external := .Values.etcd.external -}}
+{{- $secure := 0 -}}
+{{- range $external.endpoints -}}
+{{- if hasPrefix "https://" . -}}{{- $secure = add1 $secure -}}{{- end -}}
+{{- end -}}
+{{- if $external.endpoints -}}
+{{- if and (ne (int $secure) 0) (ne (int $secure) (len $external.endpoints)) -}}
+{{- fail "etcd.external.endpoints: mixes http and https; use one of them for all" -}}
+{{- end -}}
+{{- if and $secure (not $external.tlsSecret) -}}
+{{- fail "etcd.external.tlsSecret: is needed for https endpoints; name a Secret with ca.crt, tls.crt and tls.key" -}}
+{{- end -}}
+{{- if and (not $secure) $external.tlsSecret -}}
+{{- fail "etcd.external.tlsSecret: is set, but etcd.external.endpoints are plain http; use https:// or leave it empty" -}}
+{{- end -}}
+{{- if eq (toString .Values.etcd.persistence.enabled) "true" -}}
+{{- fail "etcd.persistence.enabled: belongs to the embedded etcd, which etcd.external.endpoints replaces; leave one of them out" -}}
+{{- end -}}
+{{- else if or $external.tlsSecret $external.username $external.passwordSecret.name -}}
+{{- fail "etcd.external: has credentials but no endpoints; set etcd.external.endpoints" -}}
+{{- end -}}
+{{- if and $external.username (not $external.passwordSecret.name) -}}
+{{- fail "etcd.external.passwordSecret.name: is needed beside etcd.external.username" -}}
+{{- end -}}
+{{- if and $external.passwordSecret.name (not $external.username) -}}
+{{- fail "etcd.external.username: is needed beside etcd.external.passwordSecret.name" -}}
+{{- end -}}
+{{- if and .Values.networkPolicy.egress.enabled (not .Values.networkPolicy.enabled) -}}
+{{- fail "networkPolicy.egress.enabled: needs networkPolicy.enabled" -}}
+{{- end -}}
+{{- if not .Values.allowSecondRelease -}}
+{{- range (lookup "admissionregistration.k8s.io/v1" "ValidatingWebhookConfiguration" "" "").items -}}
+{{- $labels := default dict .metadata.labels -}}
+{{- $annotations := default dict .metadata.annotations -}}
+{{- $release := index $annotations "meta.helm.sh/release-name" -}}
+{{- $namespace := index $annotations "meta.helm.sh/release-namespace" -}}
+{{- if and (eq (toString (index $labels "app.kubernetes.io/part-of")) "ebbtide") $release -}}
+{{- if or (ne $release $.Release.Name) (ne $namespace $.Release.Namespace) -}}
+{{- fail (printf "release %s in namespace %s is Ebbtide already: two operators would plan the same workloads; uninstall it, or set allowSecondRelease while you move" $release $namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
