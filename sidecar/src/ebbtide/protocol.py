@@ -214,6 +214,16 @@ class Order(_Record):
     """Seconds that tasks may go on after intake closed."""
     cancel_grace_s: float = 10.0
     """Seconds that cancelled tasks may clean up."""
+    issued_at: float = 0.0
+    """Operator's Unix time in seconds at the first writing; 0: not known. A pod counts from receipt, not from here."""
+    pod: str = ""
+    """Name of the pod: the key has its UID only, and the order outlives the pod."""
+    workload: str = ""
+    """`kind/name`, the kind in lower case: whose history the end of this drain belongs to."""
+    revision: str = ""
+    """Revision of the pod's template."""
+    active: int = 0
+    """Tasks that the pod had in flight when it was chosen, as far as it had said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

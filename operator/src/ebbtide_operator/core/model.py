@@ -45,6 +45,8 @@ class Problem:
 
     annotation: str
     message: str
+    fatal: bool = True
+    """True where the workload runs as without Ebbtide for it; False: a warning, everything else counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,9 @@ class PodView:
     created_at: float
     ready: bool = False
     scheduled: bool = True
+    """False while it has no node."""
+    started: bool = True
+    """False while no container of it has ever run: it waits for a node, an image or its init containers."""
     terminating: bool = False
     finished: bool = False
     """Phase Succeeded or Failed: its controller no longer counts it."""
