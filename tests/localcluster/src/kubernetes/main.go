@@ -1,4 +1,4 @@
-// Command kubernetes is every Kubernetes and etcd program in one binary.
+// Command kubernetes is every Kubernetes program in one binary.
 //
 // It runs as the program whose name it was called by (a symbolic link), so that the code that they share is
 // compiled and stored once.
@@ -7,13 +7,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"go.etcd.io/etcd/server/v3/etcdmain"
 	"k8s.io/component-base/cli"
 	_ "k8s.io/component-base/logs/json/register"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
@@ -38,17 +38,9 @@ var commands = map[string]func() *cobra.Command{
 
 func main() {
 	name := filepath.Base(os.Args[0])
-	if name == "etcd" {
-		etcdmain.Main(os.Args)
-		return
-	}
 	command, known := commands[name]
 	if !known {
-		names := []string{"etcd"}
-		for other := range commands {
-			names = append(names, other)
-		}
-		slices.Sort(names)
+		names := slices.Sorted(maps.Keys(commands))
 		fmt.Fprintf(os.Stderr, "%s: unknown program; call this binary through a link named %s\n", name, strings.Join(names, ", "))
 		os.Exit(2)
 	}
