@@ -1,0 +1,142 @@
+"""Every metric of the operator, declared once.
+
+Labels are bounded: namespace, workload, kind and small enums, never a pod. Per-pod series come from the pods themselves
+and end with them. Counters are raised after the write that they count succeeded.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+WORKLOAD = ("namespace", "kind", "workload")
+DRAIN_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+ANSWER_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+DELETE_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+
+class Metrics:
+    """The operator's metrics in a registry of their own, so that tests can make as many as they like."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._workloads()
+        self._admission()
+        self._health()
+
+    def _workloads(self) -> None:
+        registry = self.registry
+        self.workload_info = Gauge(
+            "ebbtide_workload_info", "Workloads that opted in; always 1.", (*WORKLOAD, "mode"), registry=registry
+        )
+        self.rollout_phase = Gauge(
+            "ebbtide_rollout_phase", "1 for the phase that a workload is in.", (*WORKLOAD, "phase"), registry=registry
+        )
+        self.pods = Gauge("ebbtide_pods", "Managed pods by state.", (*WORKLOAD, "state"), registry=registry)
+        self.surplus = Gauge(
+            "ebbtide_surplus_pods", "Pods that their controllers want to delete.", WORKLOAD, registry=registry
+        )
+        self.tasks_left = Gauge("ebbtide_tasks_left", "Tasks in flight in draining pods.", WORKLOAD, registry=registry)
+        self.oldest_drain = Gauge(
+            "ebbtide_oldest_drain_start_timestamp_seconds",
+            "Start of the oldest drain under way; 0 without one.",
+            WORKLOAD,
+            registry=registry,
+        )
+        self.orders = Counter("ebbtide_orders_total", "Orders sent to pods.", (*WORKLOAD, "desired"), registry=registry)
+        self.drains = Counter(
+            "ebbtide_drains_total", "Drains that ended, by outcome.", (*WORKLOAD, "outcome"), registry=registry
+        )
+        self.drain_duration = Histogram(
+            "ebbtide_drain_duration_seconds",
+            "Time from the drain order to its end.",
+            WORKLOAD,
+            buckets=DRAIN_BUCKETS,
+            registry=registry,
+        )
+        self.released_to_deleted = Histogram(
+            "ebbtide_released_to_deleted_seconds",
+            "Time from the release patch to the accepted delete.",
+            buckets=DELETE_BUCKETS,
+            registry=registry,
+        )
+        self.tasks = Counter(
+            "ebbtide_drained_tasks_total",
+            "Tasks of drained pods by outcome, from the pods' final tallies.",
+            (*WORKLOAD, "outcome"),
+            registry=registry,
+        )
+        self.invalid_annotations = Gauge(
+            "ebbtide_invalid_annotations",
+            "1 for each annotation that cannot be used; its workload runs as without Ebbtide.",
+            (*WORKLOAD, "annotation"),
+            registry=registry,
+        )
+
+    def _admission(self) -> None:
+        registry = self.registry
+        self.admission_requests = Counter(
+            "ebbtide_admission_requests_total",
+            "Admission requests answered.",
+            ("webhook", "verdict", "cause"),
+            registry=registry,
+        )
+        self.admission_duration = Histogram(
+            "ebbtide_admission_duration_seconds",
+            "Time to answer an admission request.",
+            ("webhook",),
+            buckets=ANSWER_BUCKETS,
+            registry=registry,
+        )
+        self.floor_patches = Counter(
+            "ebbtide_floor_patches_total", "New pods by what the floor did.", ("result",), registry=registry
+        )
+        self.fail_open = Counter(
+            "ebbtide_fail_open_total",
+            "Deletes let through before the pod was drained, because a part of Ebbtide was away.",
+            ("cause",),
+            registry=registry,
+        )
+
+    def _health(self) -> None:
+        registry = self.registry
+        self.reconcile_duration = Histogram(
+            "ebbtide_reconcile_duration_seconds",
+            "Time to gather, decide and apply for one workload.",
+            buckets=ANSWER_BUCKETS,
+            registry=registry,
+        )
+        self.reconcile_errors = Counter(
+            "ebbtide_reconcile_errors_total", "Reconciliations to be tried again.", ("reason",), registry=registry
+        )
+        self.queue_depth = Gauge("ebbtide_queue_depth", "Workloads waiting to be reconciled.", registry=registry)
+        self.api_writes = Counter(
+            "ebbtide_api_writes_total", "Writes to the Kubernetes API.", ("verb", "resource"), registry=registry
+        )
+        self.store_writes = Counter("ebbtide_store_writes_total", "Writes to etcd.", ("record",), registry=registry)
+        self.store_healthy = Gauge(
+            "ebbtide_store_healthy", "1 while etcd answers and its watch is connected.", registry=registry
+        )
+        self.leader = Gauge("ebbtide_leader", "1 in the replica that plans.", registry=registry)
+        self.epoch = Gauge("ebbtide_epoch", "Epoch of this replica's leadership; 0 without.", registry=registry)
+        self.watch_last_event = Gauge(
+            "ebbtide_watch_last_event_timestamp_seconds",
+            "When a watch last heard from the API server, bookmarks included.",
+            ("resource",),
+            registry=registry,
+        )
+        self.certificate_expiration = Gauge(
+            "ebbtide_certificate_expiration_timestamp_seconds",
+            "When a certificate expires.",
+            ("certificate",),
+            registry=registry,
+        )
+        self.relay_connections = Gauge("ebbtide_relay_connections", "Watches that pods hold open.", registry=registry)
+        build = Gauge("ebbtide_build_info", "Always 1.", ("version", "python"), registry=registry)
+        try:
+            own = version("ebbtide")
+        except PackageNotFoundError:
+            own = "unknown"
+        build.labels(own, platform.python_version()).set(1)
