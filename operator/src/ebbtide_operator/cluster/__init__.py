@@ -1,0 +1,1 @@
+"""Kubernetes as the operator sees and changes it."""
