@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from ebbtide_operator.cluster import authority
-from ebbtide_operator.cluster.certificates import Certificates, Names, Secret
+from ebbtide_operator.cluster.certificates import CertificateError, Certificates, Names, Secret
 from ebbtide_operator.ports import Conflict
 
 NAMES = Names("ebbtide", "ebbtide-system")
@@ -94,6 +94,50 @@ async def test_a_renewed_authority_renews_its_leaves(secrets: MemorySecrets, clo
     await certificates.ensure()
     issuer = secrets.secrets["ebbtide-ca"].data["ca.crt"]
     assert all(secrets.secrets[name].data["ca.crt"] == issuer for name in NAMES.leaves)
+    certificates.close()
+
+
+async def test_both_authorities_are_trusted_while_leaves_are_renewed(secrets: MemorySecrets, clock: Clock) -> None:
+    certificates = Certificates(secrets, NAMES, clock)
+    await certificates.ensure()
+    old = secrets.secrets["ebbtide-ca"].data["ca.crt"]
+    clock.time += authority.AUTHORITY_LIFE * 0.7
+    await certificates.ensure()
+    bundle = secrets.secrets["ebbtide-tls"].data["ca.crt"]
+    assert bundle.endswith(old)
+    assert bundle.count(b"BEGIN CERTIFICATE") == 2
+    clock.time += authority.AUTHORITY_LIFE * 0.7
+    await certificates.ensure()
+    assert secrets.secrets["ebbtide-tls"].data["ca.crt"].count(b"BEGIN CERTIFICATE") == 2
+    certificates.close()
+
+
+@pytest.mark.parametrize("name", ["ebbtide-ca", "ebbtide-tls"])
+async def test_a_broken_secret_of_ours_is_made_again(secrets: MemorySecrets, clock: Clock, name: str) -> None:
+    certificates = Certificates(secrets, NAMES, clock)
+    await certificates.ensure()
+    old = secrets.secrets[name]
+    secrets.secrets[name] = Secret(
+        name, {**old.data, "tls.crt": b"?", "ca.key": b"?"}, old.resource_version, owned=True
+    )
+    await certificates.ensure()
+    assert await certificates.load()
+    certificates.close()
+
+
+async def test_a_foreign_authority_without_its_key_is_an_error_that_names_the_secret(secrets: MemorySecrets) -> None:
+    secrets.secrets["ebbtide-ca"] = Secret("ebbtide-ca", {"ca.crt": b"x"}, "1", owned=False)
+    certificates = Certificates(secrets, NAMES)
+    with pytest.raises(CertificateError, match=r"ebbtide-ca: must have ca.crt and ca.key"):
+        await certificates.ensure()
+    certificates.close()
+
+
+async def test_without_an_etcd_of_ours_there_is_one_leaf(secrets: MemorySecrets) -> None:
+    certificates = Certificates(secrets, Names("ebbtide", "ebbtide-system", with_etcd=False))
+    await certificates.ensure()
+    assert sorted(secrets.writes) == ["ebbtide-ca", "ebbtide-tls"]
+    assert await certificates.load()
     certificates.close()
 
 

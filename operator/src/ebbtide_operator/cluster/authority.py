@@ -23,7 +23,7 @@ SKEW = dt.timedelta(minutes=5)
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A certificate and its key, PEM."""
+    """A certificate and its key, PEM; more certificates may follow the first, which is the key's."""
 
     certificate: bytes
     key: bytes
@@ -94,6 +94,21 @@ def make_leaf(authority: Pair, leaf: Leaf, now: dt.datetime) -> Pair:
             x509.SubjectAlternativeName([_san(name) for name in leaf.names]), critical=False
         )
     return _pair(builder.sign(signer, hashes.SHA256()), key)
+
+
+def check(pair: Pair) -> None:
+    """Raise ValueError where a certificate or its key is no PEM, or they do not belong together."""
+    try:
+        key = serialization.load_pem_private_key(pair.key, password=None)
+    except TypeError as error:
+        raise ValueError("the key must not be encrypted") from error
+    if key.public_key() != pair.parsed.public_key():
+        raise ValueError("certificate and key do not belong together")
+
+
+def first_of(bundle: bytes) -> bytes:
+    """Return the first certificate of a PEM bundle, PEM."""
+    return x509.load_pem_x509_certificate(bundle).public_bytes(serialization.Encoding.PEM)
 
 
 def must_renew(pair: Pair, now: dt.datetime) -> bool:

@@ -47,12 +47,18 @@ class Secrets(Protocol):
         """Replace a Secret of base64 values; Conflict where it changed meanwhile."""
 
 
+class CertificateError(Exception):
+    """A Secret of somebody else's cannot be used: names the Secret and what it must have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """What a release calls its Secrets and Services (docs/architecture.md)."""
 
     fullname: str
     namespace: str
+    with_etcd: bool = True
+    """False where etcd is not ours, or has certificates of its own."""
 
     @property
     def authority(self) -> str:
@@ -61,15 +67,18 @@ class Names:
     @property
     def leaves(self) -> Mapping[str, Leaf]:
         etcd = f"{self.fullname}-etcd"
-        return {
-            f"{self.fullname}-tls": Leaf(self.fullname, self._service(self.fullname)),
+        # The last two names let one run the operator outside a cluster.
+        serving = {self.serving: Leaf(self.fullname, (*self._service(self.fullname), "localhost", "127.0.0.1"))}
+        if not self.with_etcd:
+            return serving
+        return serving | {
             # etcd's gateway dials its own server with the server's certificate: it needs the client purpose too.
             f"{etcd}-server-tls": Leaf(
                 etcd,
                 (*self._service(etcd), f"*.{etcd}.{self.namespace}.svc", "localhost", "127.0.0.1"),
                 client=True,
             ),
-            f"{etcd}-client-tls": Leaf("ebbtide", server=False, client=True),
+            self.etcd_client: Leaf("ebbtide", server=False, client=True),
         }
 
     @property
@@ -122,19 +131,19 @@ class Certificates:
             for name, leaf in self.names.leaves.items():
                 await self._ensure_leaf(name, leaf, issuer)
         except Conflict:
-            logger.info("certificates.conflict: another replica wrote them; looking again next time")
+            logger.info("certificate.conflict", extra={"detail": "another replica wrote them; looking again next time"})
 
     async def load(self) -> bool:
-        """Read the Secrets and put what changed to use; False while one is missing."""
-        names = (self.names.serving, self.names.etcd_client)
-        found = {name: await self.secrets.get(name) for name in names}
-        for name, secret in found.items():
-            if secret is None or not {"tls.crt", "tls.key", "ca.crt"} <= secret.data.keys():
-                return False
-            if self._loaded.get(name) != secret.resource_version:
+        """Read the Secrets and put what changed to use; False while one is missing or cannot be read."""
+        complete = True
+        for name in (self.names.serving, *([self.names.etcd_client] if self.names.with_etcd else [])):
+            secret = await self.secrets.get(name)
+            if secret is None or "ca.crt" not in secret.data or _pair(secret, "tls.crt", "tls.key") is None:
+                complete = False
+            elif self._loaded.get(name) != secret.resource_version:
                 self._use(name, secret)
                 self._loaded[name] = secret.resource_version
-        return True
+        return complete
 
     @property
     def ca_bundle(self) -> bytes:
@@ -163,15 +172,19 @@ class Certificates:
 
     async def _ensure_authority(self) -> Pair:
         secret = await self.secrets.get(self.names.authority)
+        old = None if secret is None else _pair(secret, "ca.crt", "ca.key")
         if secret is not None and not secret.owned:
-            return Pair(secret.data["ca.crt"], secret.data["ca.key"])
-        if secret is not None:
-            pair = Pair(secret.data["ca.crt"], secret.data["ca.key"])
-            if not authority.must_renew(pair, self.now()):
-                return pair
+            if old is None:
+                raise CertificateError(f"Secret {secret.name}: must have ca.crt and ca.key as PEM, or be deleted")
+            return old
+        if old is not None and not authority.must_renew(old, self.now()):
+            return old
         pair = authority.make_authority(f"{self.names.fullname}.{self.names.namespace}", self.now())
+        if old is not None:
+            # Servers and clients are renewed one by one: until all are, each must trust both.
+            pair = Pair(pair.certificate + authority.first_of(old.certificate), pair.key)
         await self._write(self.names.authority, {"ca.crt": pair.certificate, "ca.key": pair.key}, secret)
-        logger.info("certificates.authority_made")
+        logger.info("certificate.authority_made", extra={"secret": self.names.authority})
         return pair
 
     async def _ensure_leaf(self, name: str, leaf: Leaf, issuer: Pair) -> None:
@@ -179,14 +192,14 @@ class Certificates:
         if secret is not None:
             if not secret.owned:
                 return
-            pair = Pair(secret.data["tls.crt"], secret.data["tls.key"])
-            if authority.fits(pair, leaf, issuer) and not authority.must_renew(pair, self.now()):
+            old = _pair(secret, "tls.crt", "tls.key")
+            if old is not None and authority.fits(old, leaf, issuer) and not authority.must_renew(old, self.now()):
                 return
         pair = authority.make_leaf(issuer, leaf, self.now())
         await self._write(
             name, {"tls.crt": pair.certificate, "tls.key": pair.key, "ca.crt": issuer.certificate}, secret
         )
-        logger.info("certificates.leaf_made name=%s", name)
+        logger.info("certificate.leaf_made", extra={"secret": name})
 
     async def _write(self, name: str, data: Mapping[str, bytes], old: Secret | None) -> None:
         encoded = {key: b64encode(value).decode() for key, value in data.items()}
@@ -201,7 +214,6 @@ class Certificates:
         folder = Path(self._folder.name)
         certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
         certificate.write_bytes(pair.certificate)
-        key.touch(mode=0o600)
         key.write_bytes(pair.key)
         if name == self.names.serving:
             self.serving.load_cert_chain(certificate, key)
@@ -210,6 +222,16 @@ class Certificates:
             self.etcd.load_cert_chain(certificate, key)
             self.etcd.load_verify_locations(cadata=secret.data["ca.crt"].decode())
         self.on_expiry(name, pair.expires_at)
+
+
+def _pair(secret: Secret, certificate: str, key: str) -> Pair | None:
+    """Return a Secret's certificate and key; None where they are missing or no PEM."""
+    try:
+        pair = Pair(secret.data[certificate], secret.data[key])
+        authority.check(pair)
+    except (KeyError, ValueError):
+        return None
+    return pair
 
 
 def decode(data: Mapping[str, str] | None) -> Mapping[str, bytes]:
