@@ -202,8 +202,8 @@ def _context(info: kopf.ConnectionInfo) -> ssl.SSLContext:
     return context
 
 
-def _path(value: object) -> str | None:
-    return None if value is None else os.fsdecode(value)  # type: ignore[call-overload,no-any-return]
+def _path(value: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None) -> str | None:
+    return None if value is None else os.fsdecode(value)
 
 
 def _text(value: str | bytes | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -32,8 +32,9 @@ class PodIdentity:
 class KubernetesCluster:
     """`ports.Cluster` on the real API, with the token review and the webhook configurations beside it."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, on_pod: Callable[[Document], None] = lambda _document: None) -> None:
         self._api = api
+        self._on_pod = on_pod
 
     async def patch_pod(
         self,
@@ -50,7 +51,7 @@ class KubernetesCluster:
             metadata["labels"] = dict(labels)
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
         try:
-            await self._api.patch(path, {"metadata": metadata})
+            self._on_pod(await self._api.patch(path, {"metadata": metadata}))
         except ApiError as error:
             _conflict(error, f"pod {pod.namespace}/{pod.name}")
 

@@ -1,7 +1,7 @@
 """A list + watch of the labelled pods: what the rules know about pods comes from here.
 
-The label is selected on the server, so pods of other workloads cost nothing. The cache is replaced by a list only where the
-API server no longer has the history since the last event.
+The label is selected on the server, so pods of other workloads cost nothing. The cache is replaced by a list only where
+the API server no longer has the history since the last event.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -59,14 +60,19 @@ class PodInformer:
     def get(self, uid: str) -> PodView | None:
         return self._pods.get(uid)
 
-    def version(self, uid: str) -> int:
-        """Return the resource version of a pod as cached; 0 for one that is not there."""
-        return self._versions.get(uid, 0)
-
     def of(self, owner_uid: str) -> Iterator[PodView]:
         """Yield the pods that a controller owns."""
         for uid in self._by_owner.get(owner_uid, ()):
             yield self._pods[uid]
+
+    def observe(self, document: dict[str, Any]) -> None:
+        """Take a pod as the answer to our own write showed it, ahead of the watch.
+
+        Without this, a decision made before the watch caught up would repeat the write.
+        """
+        pod = msgspec.convert(document, Pod)
+        if pod.metadata.uid in self._pods or names.MANAGED in pod.metadata.labels:
+            self._store(pod)
 
     async def run(self) -> None:
         """List and watch until cancelled; failures are retried with jitter."""
@@ -138,7 +144,11 @@ class PodInformer:
 
     def _store(self, pod: Pod) -> None:
         new = view(pod)
-        self._versions[new.uid] = int(pod.metadata.resource_version or 0)
+        version = int(pod.metadata.resource_version or 0)
+        # The watch repeats what `observe` saw, and what happened before it.
+        if version < self._versions.get(new.uid, 0):
+            return
+        self._versions[new.uid] = version
         if self._pods.get(new.uid) == new:
             return
         self._pods[new.uid] = new
