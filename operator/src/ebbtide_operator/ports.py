@@ -9,8 +9,26 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ebbtide.etcd.messages import Changed, Compare, Delete, KeyValue, Put, Removed, Resync
 from ebbtide.protocol import DrainRecord, Order, Phase
-from ebbtide_operator.core.model import PodView, WorkloadKey, WorkloadView
+from ebbtide_operator.core.model import PodView, ReportView, WorkloadKey, WorkloadView
+
+__all__ = [
+    "Changed",
+    "Cluster",
+    "Compare",
+    "Conflict",
+    "Delete",
+    "Deposed",
+    "DrainState",
+    "KeyValue",
+    "PodIdentity",
+    "Put",
+    "Removed",
+    "Resync",
+    "Store",
+    "StoreUnavailable",
+]
 
 
 class StoreUnavailable(ConnectionError):
@@ -30,62 +48,12 @@ class Conflict(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class KeyValue:
-    """One key as the store holds it; revisions are the store's own, `lease` is 0 without one."""
+class PodIdentity:
+    """The pod that a bound ServiceAccount token speaks for."""
 
-    key: str
-    value: bytes
-    create_revision: int
-    mod_revision: int
-    lease: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Compare:
-    """One condition of a transaction: `create_revision` or `mod_revision` of a key equals a number (0: no such key)."""
-
-    key: str
-    create_revision: int | None = None
-    mod_revision: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    key: str
-    value: bytes
-    lease: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Delete:
-    """Delete one key, or with `prefix` every key that starts with it."""
-
-    key: str
-    prefix: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """A key was written, at `revision`."""
-
-    key_value: KeyValue
-    revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """A key was deleted or its lease expired, at `revision`."""
-
-    key: str
-    revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class Resync:
-    """History was lost to compaction: this is everything there is; forget what is not in it."""
-
-    key_values: tuple[KeyValue, ...]
-    revision: int
+    namespace: str
+    name: str
+    uid: str
 
 
 class Store(Protocol):
@@ -99,8 +67,8 @@ class Store(Protocol):
     async def transact(self, compare: Sequence[Compare], then: Sequence[Put | Delete]) -> int | None:
         """Apply `then` in one step if every comparison holds; return the revision, or None where one did not."""
 
-    async def grant(self, ttl_s: int) -> int:
-        """Return the id of a new lease."""
+    async def grant(self, ttl_s: int, *, lease: int = 0) -> int:
+        """Return the id of a new lease; `lease` asks for that id, and the answer is 0 where it is in use."""
 
     async def keep_alive(self, lease: int) -> bool:
         """Renew a lease; False: it has expired."""
@@ -146,10 +114,35 @@ class Cluster(Protocol):
 
 
 class DrainState(Protocol):
-    """The protocol's records, typed: reads come from a mirror of the store, writes are fenced by the epoch."""
+    """The protocol's records, typed: reads come from a mirror of the store, writes are fenced by the epoch.
+
+    Reads never wait and never fail; a record that cannot be read is as good as none. Writes raise Deposed where another
+    operator leads, and StoreUnavailable.
+    """
 
     @property
-    def healthy(self) -> bool: ...
+    def healthy(self) -> bool:
+        """True while the mirror is complete and the store answers."""
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of our leadership; 0 without."""
+
+    def order(self, namespace: str, uid: str) -> Order | None: ...
+
+    def orders(self, namespace: str) -> Mapping[str, Order]:
+        """Return every order of a namespace by pod UID, also of pods that are gone."""
+
+    def report(self, namespace: str, uid: str) -> ReportView | None: ...
+
+    def requested(self, namespace: str) -> frozenset[str]:
+        """Return the UIDs of pods whose deletion was asked for lately."""
+
+    def phase(self, key: WorkloadKey) -> tuple[Phase, int, float] | None:
+        """Return the phase record, its modification revision, and when this operator saw it (Unix seconds)."""
+
+    def records(self, key: WorkloadKey) -> tuple[DrainRecord, ...]:
+        """Return the last ends of drains, newest first, ten at most."""
 
     async def send_order(self, namespace: str, uid: str, order: Order) -> None: ...
 
