@@ -1,0 +1,1 @@
+"""What the chart has that is generated, and the programs that generate it."""

@@ -1,0 +1,111 @@
+"""The rows on single workloads and their pods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from charts.dashboards import panels
+from charts.dashboards.queries import OLDEST, PODS, WORKLOAD, by, gauge, per_minute, rate
+
+
+def workloads() -> list[Any]:
+    """Return the panels on each workload, as the operator sees it."""
+    name = "{{namespace}}/{{workload}}"
+    labels = "namespace, workload"
+    return [
+        panels.rows(
+            "Workloads now",
+            "One line for each workload. Normal: phase Stable, and nothing draining. A surplus with nothing draining "
+            "means that a gate holds the next step: kubectl get drains -o wide names it.",
+            {
+                "Phase is": f"{gauge('ebbtide_rollout_phase', 'phase')} == 1",
+                "Draining": gauge("ebbtide_pods", matchers='state="draining"'),
+                "Serving": gauge("ebbtide_pods", matchers='state="serving"'),
+                "Surplus": gauge("ebbtide_surplus_pods"),
+                "Tasks left": gauge("ebbtide_tasks_left"),
+                "Oldest drain": f"time() - ({gauge(OLDEST)} > 0) or {gauge(OLDEST)} * 0",
+            },
+            units={"Oldest drain": "s"},
+            hidden=("Phase is",),
+        ),
+        panels.timeline(
+            "Rollout phases",
+            "When each workload was in which phase. Normal: Stable with bounded stretches of RollingOut and "
+            "ScalingDown. A RollingOut without end: the rollout is held or broken; kubectl rollout status says which.",
+            f"max by ({labels}, phase) ({gauge('ebbtide_rollout_phase', 'phase')})",
+            f"{name} {{{{phase}}}}",
+            shown={"0": ("no", "transparent"), "1": ("yes", "blue")},
+        ),
+        panels.graph(
+            "Surplus",
+            "Pods that their controllers want to delete and Ebbtide still holds. Normal: rises with each step of a "
+            "rollout and falls to 0. If it stays up, its pods drain slowly or the budget is small.",
+            [(by(labels, gauge("ebbtide_surplus_pods")), name)],
+        ),
+        panels.graph(
+            "Draining by workload",
+            "Pods draining at the same time. Normal: never above the workload's budget (ebbtide.dev/max-draining).",
+            [(by(labels, gauge("ebbtide_pods", matchers='state="draining"')), name)],
+            stacked=True,
+        ),
+        panels.graph(
+            "Tasks left by workload",
+            "Tasks in flight in draining pods. Normal: falls to 0. A line that stands still until the deadline is a "
+            "task that hears no cancellation.",
+            [(by(labels, gauge("ebbtide_tasks_left")), name)],
+            stacked=True,
+        ),
+        panels.buckets(
+            "Drain durations",
+            "How many drains took how long. Normal: one cloud around the length of a task. A second cloud at the "
+            "drain timeout are pods with tasks that do not end by themselves.",
+            f"sum by (le) (increase(ebbtide_drain_duration_seconds_bucket{{{WORKLOAD}}}[$__rate_interval]))",
+            unit="s",
+        ),
+        panels.graph(
+            "Orders",
+            "Orders sent to pods. Normal: drain in rollouts and scale-downs; serve when a rollback or scale-up took "
+            "pods back; cancel when somebody shortened a drain.",
+            [(per_minute("desired", "ebbtide_orders_total", WORKLOAD), "{{desired}}")],
+            unit="cpm",
+        ),
+        panels.graph(
+            "Annotations that cannot be used",
+            "Annotations whose value was not understood; the workload runs as without Ebbtide. Normal: 0. The event "
+            "on the Deployment says what is wrong and how to write it.",
+            [
+                (
+                    by("namespace, workload, annotation", gauge("ebbtide_invalid_annotations", "annotation")),
+                    f"{name} {{{{annotation}}}}",
+                )
+            ],
+        ),
+    ]
+
+
+def pods() -> list[Any]:
+    """Return the panels on the pods, as they see themselves."""
+    return [
+        panels.graph(
+            "Tasks in flight by pod",
+            "The twenty busiest pods, as they say themselves. Normal: even among serving pods; a draining pod falls "
+            "to 0. Empty: the pods' port 8471 is not scraped.",
+            [(f"topk(20, sum by (namespace, pod) (ebbtide_tasks_active{{{PODS}}})) or on () vector(0)", "{{pod}}")],
+        ),
+        panels.graph(
+            "Tasks ended",
+            "Tasks that ended in the pods, by outcome, serving pods included. Normal: finished. The last moments of a "
+            "pod are seen here only if it was scraped in them: Tasks of drained pods counts them all.",
+            [(by("outcome", rate("ebbtide_tasks_total", PODS)), "{{outcome}}")],
+            unit="cps",
+            stacked=True,
+        ),
+        panels.graph(
+            "Pods by their own state",
+            "States of the pods as the library has them. Normal: Serving, and in rollouts the way over Quiescing, "
+            "Draining and Drained. Many Starting: the application does not call ready.",
+            [(by("state", f"ebbtide_state{{{PODS}}}"), "{{state}}")],
+            stacked=True,
+            width=24,
+        ),
+    ]
