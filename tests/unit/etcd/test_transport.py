@@ -1,0 +1,328 @@
+"""The synchronous client against a server that misbehaves on command."""
+
+import http.server
+import json
+import os
+import threading
+import time
+
+import pytest
+
+from ebbtide.etcd import Closed, EtcdClient, GatewayDisabled, TimedOut, Unauthenticated, Unavailable
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        """Keep quiet."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        fake = self.server.fake
+        fake.requests.append((self.path, json.loads(body), self.headers.get("Authorization"), self.client_address))
+        reply = fake.replies(self.path, self.headers) if callable(fake.replies) else fake.replies
+        if reply is None:  # say nothing and hang up
+            self.close_connection = True
+            return
+        if reply == "hang":
+            fake.released.wait(10)
+            self.close_connection = True
+            return
+        status, document = reply
+        data = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+class Fake:
+    def __init__(self):
+        self.replies = (200, {"header": {"revision": "5"}})
+        self.requests = []
+        self.released = threading.Event()
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.server.fake = self
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+        self.thread.start()
+
+    def close(self):
+        self.released.set()
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def fake():
+    server = Fake()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def other():
+    server = Fake()
+    yield server
+    server.close()
+
+
+def unused_url() -> str:
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    server.server_close()
+    return url
+
+
+def test_keeps_its_connection(fake):
+    with EtcdClient([fake.url]) as client:
+        for _ in range(3):
+            client.put("/a", b"1")
+    assert len({address for *_, address in fake.requests}) == 1
+
+
+def test_a_kept_connection_that_was_closed_costs_no_call(fake):
+    with EtcdClient([fake.url]) as client:
+        client.put("/a", b"1")
+        fake.replies = lambda path, headers: None if len(fake.requests) == 2 else (200, {"header": {"revision": "6"}})
+        assert client.get("/a") is None  # hung up on, sent again
+    assert len(fake.requests) == 3
+
+
+def test_a_write_that_got_no_answer_is_not_sent_twice(fake, other):
+    fake.replies = other.replies = None
+    with EtcdClient([fake.url, other.url]) as client, pytest.raises(Unavailable) as raised:
+        client.put("/a", b"1")
+    assert raised.value.may_have_happened
+    assert len(fake.requests) + len(other.requests) == 1
+
+
+def test_a_read_that_got_no_answer_is_asked_elsewhere(fake, other):
+    fake.replies = None
+    with EtcdClient([fake.url, other.url]) as client:
+        for _ in range(4):
+            assert client.get("/a") is None
+    # Whichever came first, the good one is kept.
+    assert len(fake.requests) <= 1
+    assert len(other.requests) == 4
+
+
+def test_a_write_goes_elsewhere_where_nothing_listens(fake):
+    with EtcdClient([unused_url(), unused_url(), fake.url]) as client:
+        assert client.put("/a", b"1") == 5
+
+
+def test_a_write_refused_without_a_leader_may_have_happened(fake):
+    fake.replies = (503, {"code": 14, "message": "etcdserver: request timed out"})
+    with EtcdClient([fake.url]) as client, pytest.raises(Unavailable) as raised:
+        client.put("/a", b"1")
+    assert raised.value.may_have_happened
+    assert raised.value.endpoint == fake.url
+
+
+def test_nobody_listens(fake):
+    url = unused_url()
+    with EtcdClient([url]) as client, pytest.raises(ConnectionError) as raised:
+        client.put("/a", b"1")
+    assert isinstance(raised.value, Unavailable)
+    assert not raised.value.may_have_happened
+    assert raised.value.endpoint == url
+
+
+def test_a_silent_server_is_given_up(fake):
+    fake.replies = "hang"
+    with EtcdClient([fake.url], timeout_s=0.3) as client:
+        with pytest.raises(TimeoutError) as raised:
+            client.put("/a", b"1")
+        assert isinstance(raised.value, TimedOut)
+        assert raised.value.may_have_happened
+        with pytest.raises(TimedOut) as raised:
+            client.get("/a")
+        assert not raised.value.may_have_happened
+
+
+def test_a_silent_server_leaves_time_for_the_next(fake, other):
+    fake.replies = "hang"
+    with EtcdClient([fake.url, other.url], timeout_s=1.0) as client:
+        for _ in range(3):
+            assert client.get("/a") is None
+
+
+def test_a_missing_gateway_is_said_so(fake):
+    fake.replies = (404, {"code": 5, "message": "Not Found"})
+    with EtcdClient([fake.url]) as client, pytest.raises(GatewayDisabled):
+        client.get("/a")
+
+
+def test_the_token_is_read_at_each_request(fake):
+    tokens = iter(["one", "two\n"])
+    with EtcdClient([fake.url], token=lambda: next(tokens)) as client:
+        client.get("/a")
+        client.get("/a")
+    assert [header for _, _, header, _ in fake.requests] == ["Bearer one", "Bearer two"]
+
+
+def test_a_refused_token_is_tried_again_only_where_it_changed(fake):
+    fake.replies = (401, {"code": 16, "message": "no"})
+    tokens = iter(["old", "new", "new"])
+    with EtcdClient([fake.url], token=lambda: next(tokens)) as client, pytest.raises(Unauthenticated):
+        client.get("/a")
+    assert [header for _, _, header, _ in fake.requests] == ["Bearer old", "Bearer new"]
+
+
+@pytest.mark.parametrize("token", ["", "a\r\nX-Evil: 1", "ü"])
+def test_an_impossible_token_is_not_sent(fake, token):
+    with EtcdClient([fake.url], token=lambda: token) as client, pytest.raises(Unauthenticated):
+        client.get("/a")
+    assert fake.requests == []
+
+
+def test_a_token_that_cannot_be_read_is_an_error_of_ours(fake):
+    def missing():
+        raise FileNotFoundError("/var/run/token")
+
+    with EtcdClient([fake.url], token=missing) as client, pytest.raises(Unauthenticated, match="/var/run/token"):
+        client.get("/a")
+
+
+def test_many_threads_cause_one_login(fake):
+    logins = []
+
+    def replies(path, headers):
+        if path == "/v3/auth/authenticate":
+            logins.append(path)
+            return 200, {"token": f"token-{len(logins)}"}
+        if headers["Authorization"] != f"token-{max(len(logins), 2)}":  # the first one is no good
+            return 401, {"code": 16, "message": "etcdserver: invalid auth token"}
+        return 200, {"header": {"revision": "5"}}
+
+    fake.replies = replies
+    with EtcdClient([fake.url], username="u", password="p") as client:
+        failures = []
+
+        def get():
+            try:
+                client.get("/a")
+            except Exception as error:  # noqa: BLE001
+                failures.append(error)
+
+        threads = [threading.Thread(target=get) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert len(logins) == 2
+
+
+def test_a_wrong_password_is_not_tried_for_ever(fake):
+    fake.replies = (400, {"code": 3, "message": "etcdserver: authentication failed, invalid user ID or password"})
+    with EtcdClient([fake.url], username="u", password="p") as client, pytest.raises(Unauthenticated):
+        client.get("/a")
+    assert len(fake.requests) <= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"token": lambda: "t", "username": "u", "password": "p"}, "token and username"),
+        ({"username": "u"}, "username and password"),
+        ({"password": "p"}, "username and password"),
+        ({"timeout_s": 0}, "timeout_s"),
+    ],
+)
+def test_contradictory_settings_are_refused(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        EtcdClient(["http://127.0.0.1:1"], **arguments)
+
+
+def test_a_closed_client_refuses(fake):
+    client = EtcdClient([fake.url])
+    client.put("/a", b"1")
+    client.close()
+    with pytest.raises(Closed):
+        client.put("/a", b"1")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_makes_its_own_connection(fake):
+    with EtcdClient([fake.url]) as client:
+        client.put("/parent", b"")
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                status = 0 if client.put("/child", b"") == 5 else 1
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+        client.put("/parent", b"")
+    first, child, last = (address for *_, address in fake.requests)
+    assert first == last != child
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_is_not_held_by_a_lock_of_the_parents_threads(fake):
+    with EtcdClient([fake.url]) as client:
+        client.put("/parent", b"")
+        with client._transport._pool._lock:  # a thread of the parent is just in there
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    status = 0 if client.put("/child", b"") == 5 else 1
+                finally:
+                    os._exit(status)
+        deadline = time.monotonic() + 20
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > deadline:
+                os.kill(pid, 9)
+                pytest.fail("the child hangs")
+            time.sleep(0.01)
+
+
+def test_a_stopped_watch_ends_while_the_server_says_nothing(fake):
+    fake.replies = lambda path, headers: "hang" if path == "/v3/watch" else (200, {"header": {"revision": "5"}})
+    stop = threading.Event()
+    with EtcdClient([fake.url], timeout_s=30) as client:
+        watch = client.watch(["/a"], stop=stop)
+        next(watch)
+        ended = threading.Event()
+
+        def iterate():
+            assert list(watch) == []
+            ended.set()
+
+        thread = threading.Thread(target=iterate)
+        thread.start()
+        while not any(path == "/v3/watch" for path, *_ in fake.requests):
+            time.sleep(0.005)
+        stop.set()
+        assert ended.wait(5)
+        thread.join()
+        assert not watch.connected
+
+
+def test_a_stopped_watch_does_not_wait_for_the_first_list(fake):
+    fake.replies = "hang"
+    stop = threading.Event()
+    with EtcdClient([fake.url], timeout_s=30) as client:
+        threading.Timer(0.05, stop.set).start()
+        assert list(client.watch(["/a"], stop=stop)) == []
+
+
+def test_a_watch_of_a_closed_client_says_so(fake):
+    fake.replies = "hang"
+    client = EtcdClient([fake.url], timeout_s=30)
+    threading.Timer(0.05, client.close).start()
+    with pytest.raises(Closed):
+        next(client.watch(["/a"], stop=threading.Event()))
+
+
+@pytest.mark.parametrize("keys", ["/a", []])
+def test_a_watch_needs_keys(fake, keys):
+    with EtcdClient([fake.url]) as client, pytest.raises(ValueError, match="keys"):
+        client.watch(keys, stop=threading.Event())
