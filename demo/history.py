@@ -1,0 +1,185 @@
+"""What happened to the pods of the demo, as the API server's watch told it, and what can be read from that.
+
+Pure: no clock, no I/O. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Self
+
+from ebbtide_operator.core import names
+
+DEPLOYMENT_LABEL = "app"
+"""Label of the demo's pods that names their Deployment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """The parts of a pod that the demo reads, at one moment."""
+
+    name: str
+    deployment: str
+    template: str
+    """Hash of the template that it was made from."""
+    ready: bool = False
+    terminating: bool = False
+    draining_since: float | None = None
+    """When Ebbtide told it to drain; None: it did not, or took it back."""
+
+    @property
+    def serving(self) -> bool:
+        """True where it gets new orders and is meant to."""
+        return self.ready and not self.terminating and self.draining_since is None
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Project a pod of the API; a field that is missing has its default."""
+        metadata = document["metadata"]
+        labels = metadata.get("labels", {})
+        since = metadata.get("annotations", {}).get(names.DRAINING_SINCE)
+        conditions = document.get("status", {}).get("conditions", [])
+        return cls(
+            name=metadata["name"],
+            deployment=labels.get(DEPLOYMENT_LABEL, ""),
+            template=labels.get(names.TEMPLATE_HASH, ""),
+            ready=any(item["type"] == "Ready" and item["status"] == "True" for item in conditions),
+            terminating="deletionTimestamp" in metadata,
+            draining_since=datetime.fromisoformat(since).timestamp() if since else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PodEvent:
+    """A pod changed, or is gone."""
+
+    at: float
+    """When the watch delivered it."""
+    pod: Pod
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a scene wants of a Deployment in the end."""
+
+    replicas: int
+    template: str
+    """Hash of a template: the one to have, or with `changed` the one to be rid of."""
+    changed: bool = False
+
+    def reached(self, pods: Iterable[Pod]) -> bool:
+        """True where there are only the wanted pods, all of them serving; a terminating pod is not wanted."""
+        wanted = [pod for pod in pods if pod.serving and (pod.template != self.template) == self.changed]
+        return len(wanted) == self.replicas and len(wanted) == sum(1 for _ in pods)
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """How one pod went. Either time is None where it did not come to that."""
+
+    pod: str
+    template: str
+    told_to_drain_at: float | None
+    """By Ebbtide, and never taken back."""
+    deleted_at: float | None
+    """When its deletion was accepted."""
+    gone_at: float | None
+
+    @property
+    def taken_at(self) -> float:
+        """The moment from which it could not stay."""
+        return min(at for at in (self.told_to_drain_at, self.deleted_at, self.gone_at) if at is not None)
+
+
+class History:
+    """The pods of one Deployment over time.
+
+    Args:
+        deployment: Its name.
+        events: In the order of the watch; other Deployments' are skipped.
+    """
+
+    def __init__(self, deployment: str, events: Iterable[PodEvent]) -> None:
+        self.deployment = deployment
+        self._events = [event for event in events if event.pod.deployment == deployment]
+
+    def states(self) -> list[tuple[float, dict[str, Pod]]]:
+        """Return the pods by name after each event, with its time."""
+        pods: dict[str, Pod] = {}
+        states = []
+        for event in self._events:
+            pods = {**pods, event.pod.name: event.pod}
+            if event.gone:
+                del pods[event.pod.name]
+            states.append((event.at, pods))
+        return states
+
+    def at(self, moment: float) -> dict[str, Pod]:
+        """Return the pods by name as they were at a moment."""
+        before = [pods for at, pods in self.states() if at <= moment]
+        return before[-1] if before else {}
+
+    def _within(self, start: float, end: float) -> list[dict[str, Pod]]:
+        return [self.at(start), *(pods for at, pods in self.states() if start < at <= end)]
+
+    def peak_pods(self, start: float, end: float) -> int:
+        """Return the largest number of pods that existed at once, terminating ones included."""
+        return max(len(pods) for pods in self._within(start, end))
+
+    def least_serving(self, start: float, end: float) -> int:
+        """Return the smallest number of pods that served at once."""
+        return min(sum(pod.serving for pod in pods.values()) for pods in self._within(start, end))
+
+    def reached_at(self, goal: Goal, start: float) -> float | None:
+        """Return when a goal was first reached, not before `start`; None: never."""
+        for at, pods in [(start, self.at(start)), *((at, pods) for at, pods in self.states() if at > start)]:
+            if goal.reached(list(pods.values())):
+                return at
+        return None
+
+    def removals(self, start: float, end: float, deletions: Mapping[str, float]) -> tuple[Removal, ...]:
+        """Return the pods that were taken between two moments, in the order in which they were.
+
+        Args:
+            start: Unix time in seconds.
+            end: Unix time in seconds.
+            deletions: Exact times of accepted deletions by pod name, where something knows them better than the watch.
+        """
+        last: dict[str, Pod] = {}
+        deleted: dict[str, float] = {}
+        gone: dict[str, float] = {}
+        for event in self._events:
+            if event.at > end:
+                break
+            last[event.pod.name] = event.pod
+            if event.pod.terminating:
+                deleted.setdefault(event.pod.name, event.at)
+            if event.gone:
+                gone[event.pod.name] = event.at
+        removals = [
+            Removal(
+                name,
+                pod.template,
+                pod.draining_since,
+                deletions.get(name, deleted.get(name)) if name in deleted or name in gone else None,
+                gone.get(name),
+            )
+            for name, pod in last.items()
+            if name in deleted or name in gone or pod.draining_since is not None
+        ]
+        return tuple(
+            sorted((item for item in removals if start <= item.taken_at <= end), key=lambda item: item.taken_at)
+        )
+
+
+def drain_orders(events: Sequence[PodEvent]) -> dict[str, list[float]]:
+    """Return every time that Ebbtide told a pod to drain, by pod name; a drain that was taken back counts."""
+    orders: dict[str, list[float]] = {}
+    for event in events:
+        since = event.pod.draining_since
+        if since is not None and since not in orders.setdefault(event.pod.name, []):
+            orders[event.pod.name].append(since)
+    return orders

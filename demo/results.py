@@ -1,0 +1,190 @@
+"""From what was recorded in a scene to one row of the table. Pure: no clock, no I/O; times are Unix seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from examples.orders.orders.accounts import Fate, OrderRecord, count_fates, in_flight
+from examples.orders.orders.marks import Mark, MarkKind
+
+from .audit import Write, WriteCount, count_writes, pod_deletions
+from .history import Goal, History, PodEvent, Removal, drain_orders
+from .measures import interrupted_for_nothing, percentile, signal_latencies
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What a scene did to one Deployment, and when."""
+
+    deployment: str
+    before: str
+    """Hash of its template before the scene."""
+    replicas: int
+    """How many it has in the end."""
+    began_at: float
+    """When the first command of the scene returned."""
+    last_command_at: float
+    """When the last one did; the same moment where there was but one."""
+    status_at: float | None
+    """When `kubectl rollout status`, started right after the last command, called it over."""
+    goal: Goal
+    surplus: int | None
+    """How many pods of the template that stays had to go; None: that template had to go as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Everything that was seen while a scene went on."""
+
+    scene: str
+    ended_at: float
+    courses: tuple[Course, ...]
+    orders: tuple[OrderRecord, ...]
+    marks: tuple[Mark, ...]
+    events: tuple[PodEvent, ...]
+    writes: tuple[Write, ...] | None
+    """None: the cluster has no audit log that can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One Deployment in one scene. Durations in seconds; None: not measured, or it did not come to that."""
+
+    scene: str
+    deployment: str
+    sent: int
+    finished: int
+    lost: int
+    duplicated: int
+    turned_away: int
+    open: int
+    refusals: int
+    interrupted_for_nothing: int
+    over_s: float | None
+    status_s: float | None
+    peak_pods: int
+    least_serving: int
+    signal_p50_s: float | None
+    signal_p99_s: float | None
+    signals: int
+    """How many latencies the percentiles are of."""
+    closed_p50_s: float | None
+    """From the decision to closed intake: the quiesce time and what came on top."""
+    removed_pods: int
+    writes_per_pod: float | None
+    own_writes_per_pod: float | None
+    held_requests: int | None
+    removals: tuple[Removal, ...] = field(default=(), repr=False)
+
+    @property
+    def kept(self) -> bool:
+        """True where no order was lost or done twice, none is undecided, and the Deployment got where it should."""
+        return self.lost == self.duplicated == self.open == 0 and self.over_s is not None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(recording: Recording, course: Course, now: float, namespace: str, operator_namespace: str) -> Row:
+    """Work out one row.
+
+    Args:
+        recording: Of the whole scene.
+        course: Of the Deployment in question.
+        now: When the orders are classed; all of them are decided by then or count as open.
+        namespace: Of the Deployments.
+        operator_namespace: Of the operator, whose writes are told apart.
+    """
+    orders = [order for order in recording.orders if order.deployment == course.deployment]
+    fates = count_fates(orders, now)
+    history = History(course.deployment, recording.events)
+    over_at = history.reached_at(course.goal, course.last_command_at)
+    end = over_at if over_at is not None else recording.ended_at
+    deletions = pod_deletions(recording.writes or (), namespace)
+    removals = history.removals(course.began_at, recording.ended_at, deletions)
+    decided, latencies = _signals(recording, course, removals)
+    closed = signal_latencies(decided, _marks(recording, MarkKind.CLOSED))
+    writes = _writes(recording, course, history, namespace, operator_namespace)
+    gone = sum(item.gone_at is not None for item in removals)
+    return Row(
+        scene=recording.scene,
+        deployment=course.deployment,
+        sent=len(orders),
+        finished=fates[Fate.FINISHED],
+        lost=fates[Fate.LOST],
+        duplicated=fates[Fate.DUPLICATED],
+        turned_away=fates[Fate.TURNED_AWAY],
+        open=fates[Fate.OPEN],
+        refusals=sum(order.refusals for order in orders),
+        interrupted_for_nothing=_interrupted(course, history, removals, orders),
+        over_s=over_at - course.last_command_at if over_at is not None else None,
+        status_s=course.status_at - course.last_command_at if course.status_at is not None else None,
+        peak_pods=history.peak_pods(course.began_at, end),
+        least_serving=history.least_serving(course.began_at, end),
+        signal_p50_s=percentile(latencies, 50),
+        signal_p99_s=percentile(latencies, 99),
+        signals=len(latencies),
+        closed_p50_s=percentile(closed, 50),
+        removed_pods=gone,
+        writes_per_pod=writes.accepted / gone if writes is not None and gone else None,
+        own_writes_per_pod=writes.by_ebbtide / gone if writes is not None and gone else None,
+        held_requests=writes.held if writes is not None else None,
+        removals=removals,
+    )
+
+
+def _marks(recording: Recording, kind: MarkKind) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {}
+    for mark in recording.marks:
+        if mark.kind is kind:
+            times.setdefault(mark.pod, []).append(mark.at)
+    return times
+
+
+def _signals(
+    recording: Recording, course: Course, removals: Sequence[Removal]
+) -> tuple[Mapping[str, Sequence[float]], list[float]]:
+    """Take a drain order for the signal where there was one, taken back or not, and a deletion where there was none."""
+    events = [event for event in recording.events if event.pod.deployment == course.deployment]
+    decided = {pod: [at for at in times if at >= course.began_at] for pod, times in drain_orders(events).items()}
+    for removal in removals:
+        if removal.deleted_at is not None and not decided.get(removal.pod):
+            decided[removal.pod] = [removal.deleted_at]
+    return decided, signal_latencies(decided, _marks(recording, MarkKind.TOLD))
+
+
+def _interrupted(course: Course, history: History, removals: Sequence[Removal], orders: Sequence[OrderRecord]) -> int:
+    if course.surplus is None:
+        return 0
+
+    def standing(moment: float) -> list[str]:
+        return [pod.name for pod in history.at(moment).values() if pod.template == course.before]
+
+    return interrupted_for_nothing(
+        [item for item in removals if item.template == course.before],
+        standing,
+        lambda moment: in_flight(orders, moment),
+        course.surplus,
+    )
+
+
+def _writes(
+    recording: Recording, course: Course, history: History, namespace: str, operator_namespace: str
+) -> WriteCount | None:
+    if recording.writes is None:
+        return None
+    before = set(history.at(course.began_at))
+    created = {
+        event.pod.name
+        for event in recording.events
+        if event.pod.deployment == course.deployment and course.began_at < event.at <= recording.ended_at
+    } - before
+    return count_writes(
+        [write for write in recording.writes if course.began_at <= write.at <= recording.ended_at],
+        namespace,
+        course.deployment,
+        len(created),
+        operator_namespace,
+    )
