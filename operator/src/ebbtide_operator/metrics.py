@@ -7,14 +7,21 @@ and end with them. Counters are raised after the write that they count succeeded
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from ebbtide.protocol import RolloutPhase
+from ebbtide_operator.core.model import Mode, Plan, Snapshot, WorkloadKey
 
 WORKLOAD = ("namespace", "kind", "workload")
 DRAIN_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 ANSWER_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 DELETE_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+
+PODS = ("serving", "draining", "drained", "unknown")
 
 
 class Metrics:
@@ -25,6 +32,42 @@ class Metrics:
         self._workloads()
         self._admission()
         self._health()
+
+    def show(self, snapshot: Snapshot, plan: Plan, status: Mapping[str, object] | None) -> None:
+        """Set the gauges of one workload to what its last pass found; `status` is that of its Drain object."""
+        workload = snapshot.workload
+        labels = (workload.key.namespace, workload.key.kind, workload.key.name)
+        self.forget(workload.key)
+        for problem in workload.problems:
+            self.invalid_annotations.labels(*labels, problem.annotation).set(1)
+        if workload.policy.mode is Mode.OFF:
+            return
+        self.workload_info.labels(*labels, workload.policy.mode).set(1)
+        self.surplus.labels(*labels).set(plan.surplus)
+        self.tasks_left.labels(*labels).set(plan.tasks_left)
+        starts = [pod.draining_since for pod in snapshot.pods if pod.draining_since and not pod.terminating]
+        self.oldest_drain.labels(*labels).set(min(starts, default=0.0))
+        if status is not None:
+            pods = status.get("pods")
+            for state in PODS:
+                count = pods.get(state, 0) if isinstance(pods, Mapping) else 0
+                self.pods.labels(*labels, state).set(count)
+            for phase in RolloutPhase:
+                self.rollout_phase.labels(*labels, phase).set(phase == status.get("phase"))
+
+    def forget(self, key: WorkloadKey) -> None:
+        """Remove the gauges of one workload; its counters stay, as Prometheus expects of counters."""
+        labels = {"namespace": key.namespace, "kind": key.kind, "workload": key.name}
+        for gauge in (
+            self.workload_info,
+            self.rollout_phase,
+            self.pods,
+            self.surplus,
+            self.tasks_left,
+            self.oldest_drain,
+            self.invalid_annotations,
+        ):
+            gauge.remove_by_labels(labels)
 
     def _workloads(self) -> None:
         registry = self.registry

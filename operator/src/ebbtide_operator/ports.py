@@ -108,6 +108,9 @@ class Cluster(Protocol):
     async def write_status(self, workload: WorkloadView, status: Mapping[str, object]) -> None:
         """Write the status of the workload's Drain object; create it, owned by the workload, where it is missing."""
 
+    async def read_status(self, key: WorkloadKey) -> Mapping[str, object] | None:
+        """Return the status of the workload's Drain object; None: there is no such object."""
+
     async def remove_status(self, key: WorkloadKey) -> None: ...
 
     async def post_event(self, workload: WorkloadView, reason: str, message: str, *, warning: bool) -> None: ...

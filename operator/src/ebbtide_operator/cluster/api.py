@@ -1,12 +1,10 @@
-"""The Kubernetes API as plain JSON over aiohttp (docs/decisions/0005 says why there is no typed client)."""
+"""The Kubernetes API as plain JSON over aiohttp (docs/decisions/0006 says why there is no typed client)."""
 
 from __future__ import annotations
 
 import json
 import os
-import ssl
 import time
-from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -59,7 +57,7 @@ class Api:
         self, info: kopf.ConnectionInfo, on_write: Callable[[str, str], None] = lambda _verb, _kind: None
     ) -> None:
         self._server = info.server.rstrip("/")
-        self._tls = _context(info)
+        self._tls = info.as_ssl_context()
         self._token = info.token
         self._in_cluster = info.ca_path == str(SERVICE_ACCOUNT / "ca.crt")
         self._token_read_at = time.monotonic()
@@ -185,29 +183,3 @@ def _resource(path: str, *, create: bool) -> str:
     if parts[0] == "namespaces" and len(parts) > 2:
         parts = parts[2:]
     return parts[0] if create or len(parts) < 3 else f"{parts[0]}/{parts[2]}"
-
-
-def _context(info: kopf.ConnectionInfo) -> ssl.SSLContext:
-    cadata = _text(info.ca_data)
-    context = ssl.create_default_context(cafile=_path(info.ca_path), cadata=cadata)
-    if info.insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if info.certificate_path:
-        context.load_cert_chain(str(_path(info.certificate_path)), _path(info.private_key_path))
-    elif info.certificate_data:
-        raise RuntimeError(
-            "kubeconfig: client-certificate-data is not read; use client-certificate (a file) or a token"
-        )
-    return context
-
-
-def _path(value: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None) -> str | None:
-    return None if value is None else os.fsdecode(value)
-
-
-def _text(value: str | bytes | None) -> str | None:
-    if value is None:
-        return None
-    raw = value.encode() if isinstance(value, str) else value
-    return (raw if raw.lstrip().startswith(b"-----BEGIN") else b64decode(raw)).decode()

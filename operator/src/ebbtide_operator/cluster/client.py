@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 from ebbtide.environment import TOKEN_AUDIENCE
@@ -14,19 +13,10 @@ from ebbtide_operator.cluster.certificates import OWNED_LABEL, Secret, decode
 from ebbtide_operator.cluster.pods import pod_view
 from ebbtide_operator.core import names
 from ebbtide_operator.core.model import PodView, WorkloadKey, WorkloadView
-from ebbtide_operator.ports import Conflict
+from ebbtide_operator.ports import Conflict, PodIdentity
 
 DRAINS = f"/apis/{names.DOMAIN}/{names.API_VERSION}/namespaces"
 KINDS = {"deployment": "Deployment"}
-
-
-@dataclass(frozen=True, slots=True)
-class PodIdentity:
-    """The pod that a token was made for."""
-
-    namespace: str
-    name: str
-    uid: str
 
 
 class KubernetesCluster:
@@ -84,7 +74,6 @@ class KubernetesCluster:
                 raise
 
     async def read_status(self, key: WorkloadKey) -> Mapping[str, object] | None:
-        """Return the status of a workload's Drain object; None: there is no such object."""
         try:
             document = await self._api.get(f"{DRAINS}/{key.namespace}/drains/{drain_name(key)}")
         except ApiError as error:

@@ -1,0 +1,171 @@
+"""The effects of a plan: the only place that orders writes.
+
+The phase comes first, since it asks the pods for the numbers of the next decision. Then each pod has its own chain, in
+the order of the plan (an order before its pin, a record before what it was made of is forgotten); chains of different
+pods run side by side. Status and Events come last: they tell what was done. Every effect can be repeated; what failed is
+planned again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+from ebbtide_operator.core import marks, names
+from ebbtide_operator.core.model import (
+    Action,
+    Adopt,
+    Forget,
+    Notify,
+    Pin,
+    Plan,
+    PublishPhase,
+    Release,
+    RemoveStatus,
+    Return,
+    SendOrder,
+    Snapshot,
+    WorkloadView,
+    WriteRecord,
+    WriteStatus,
+)
+from ebbtide_operator.metrics import Metrics
+from ebbtide_operator.ports import Cluster, Conflict, Deposed, DrainState, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+CONCURRENT_PODS = 16
+GRAVITY = (Deposed, StoreUnavailable, Exception, Conflict)
+"""Which failure of several is the one to tell: the one that explains the others."""
+
+
+class Applier:
+    """Carry out plans.
+
+    Args:
+        cluster: Kubernetes.
+        state: The store's records.
+        metrics: Raised after the write that they count succeeded.
+        clock: Unix seconds.
+    """
+
+    def __init__(self, cluster: Cluster, state: DrainState, metrics: Metrics, clock: Callable[[], float]) -> None:
+        self._cluster = cluster
+        self._state = state
+        self._metrics = metrics
+        self._clock = clock
+        self._released_at: dict[str, float] = {}
+        self._slots = asyncio.Semaphore(CONCURRENT_PODS)
+
+    async def apply(self, snapshot: Snapshot, plan: Plan) -> None:
+        """Carry out a plan; a failure on one pod does not keep the others from theirs.
+
+        Raises:
+            Deposed: Another operator leads.
+            StoreUnavailable: The store did not answer.
+            Conflict: A pod is another one or gone; the rest was done.
+        """
+        workload = snapshot.workload
+        chains: dict[str, list[Action]] = defaultdict(list)
+        last: list[Action] = []
+        for action in plan.actions:
+            match action:
+                case PublishPhase(phase):
+                    await self._state.publish_phase(workload.key, phase)
+                    self._metrics.store_writes.labels("phase").inc()
+                case Adopt(pod) | SendOrder(pod) | Pin(pod) | Release(pod) | Return(pod):
+                    chains[pod.uid].append(action)
+                case WriteRecord(record):
+                    chains[record.uid].append(action)
+                case Forget(_, uid):
+                    chains[uid].append(action)
+                case WriteStatus() | RemoveStatus() | Notify():
+                    last.append(action)
+        failures = await asyncio.gather(
+            *(self._chain(workload, chain) for chain in chains.values()), return_exceptions=True
+        )
+        _raise_gravest([failure for failure in failures if failure is not None])
+        for action in last:
+            await self._tell(snapshot, action)
+
+    def note_terminating(self, uid: str) -> None:
+        """Measure the time from a release to the delete that it allowed; called as the watch shows the deletion."""
+        released_at = self._released_at.pop(uid, None)
+        if released_at is not None:
+            self._metrics.released_to_deleted.observe(self._clock() - released_at)
+
+    async def _chain(self, workload: WorkloadView, actions: Sequence[Action]) -> None:
+        async with self._slots:
+            for action in actions:
+                await self._on_pod(workload, action)
+
+    async def _on_pod(self, workload: WorkloadView, action: Action) -> None:
+        labels = (workload.key.namespace, workload.key.kind, workload.key.name)
+        match action:
+            case Adopt(pod, label):
+                await self._cluster.patch_pod(pod, labels={names.MANAGED: label or None})
+            case SendOrder(pod, order):
+                await self._state.send_order(pod.namespace, pod.uid, order)
+                self._metrics.store_writes.labels("order").inc()
+                self._metrics.orders.labels(*labels, order.desired).inc()
+                logger.info(
+                    "order.sent workload=%s pod=%s desired=%s generation=%d reason=%s",
+                    workload.key,
+                    pod.name,
+                    order.desired,
+                    order.generation,
+                    order.reason,
+                )
+            case Pin(pod, since, deadline_at):
+                await self._cluster.patch_pod(pod, annotations=marks.pin_marks(pod, since, deadline_at))
+            case Release(pod, outcome, message):
+                # Taken before the patch: its answer may come after the delete that it wakes.
+                self._released_at[pod.uid] = self._clock()
+                await self._cluster.patch_pod(pod, annotations=marks.release_marks(pod, outcome))
+                logger.info("pod.released workload=%s pod=%s outcome=%s %s", workload.key, pod.name, outcome, message)
+            case Return(pod):
+                await self._cluster.patch_pod(pod, annotations=marks.return_marks(pod))
+                self._released_at.pop(pod.uid, None)
+            case WriteRecord(record):
+                await self._state.write_record(workload.key, record)
+                self._metrics.store_writes.labels("record").inc()
+                self._metrics.drains.labels(*labels, record.outcome).inc()
+                self._metrics.drain_duration.labels(*labels).observe(max(0.0, record.ended_at - record.started_at))
+                for ending, count in record.tally.items():
+                    self._metrics.tasks.labels(*labels, ending).inc(count)
+            case Forget(namespace, uid):
+                await self._state.forget(namespace, uid)
+                self._metrics.store_writes.labels("forget").inc()
+                self._released_at.pop(uid, None)
+            case PublishPhase() | WriteStatus() | RemoveStatus() | Notify():
+                raise AssertionError(f"not about one pod: {action}")
+
+    async def _tell(self, snapshot: Snapshot, action: Action) -> None:
+        workload = snapshot.workload
+        match action:
+            case WriteStatus(status):
+                await self._cluster.write_status(workload, _with_removals(snapshot.status or {}, status))
+            case RemoveStatus():
+                await self._cluster.remove_status(workload.key)
+                await self._state.remove_phase(workload.key)
+            case Notify(reason, message, warning):
+                await self._cluster.post_event(workload, reason, message, warning=warning)
+            case _:
+                raise AssertionError(f"about a pod: {action}")
+
+
+def _with_removals(old: Mapping[str, object], new: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a merge patch from one status to the next: keys that are gone become None."""
+    return {**dict.fromkeys(old.keys() - new.keys()), **new}
+
+
+def _raise_gravest(failures: Sequence[BaseException]) -> None:
+    for failure in failures:
+        if not isinstance(failure, Exception):
+            raise failure
+    for kind in GRAVITY:
+        for failure in failures:
+            if isinstance(failure, kind) and not (kind is Exception and isinstance(failure, Conflict)):
+                raise failure

@@ -1,0 +1,47 @@
+"""kopf's part: what happens to Deployments and ReplicaSets reaches the cache, which wakes the queue.
+
+Only `on.event` and the set-up handlers are used, and every handler returns None: anything else would make kopf write to
+users' objects (docs/decisions/0003).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kopf
+
+from ebbtide_operator.cluster.api import connection
+from ebbtide_operator.cluster.workloads import Workloads
+
+
+def build_registry(workloads: Workloads) -> kopf.OperatorRegistry:
+    """Return a registry of our own, so that nothing that is imported elsewhere adds handlers to it."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def log_in(**_: Any) -> kopf.ConnectionInfo:
+        return connection()
+
+    @kopf.on.event("apps", "v1", "deployments", registry=registry)
+    async def deployment_changed(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 (kopf's name)
+        workloads.take_deployment(body, deleted=type == "DELETED")
+
+    @kopf.on.event("apps", "v1", "replicasets", registry=registry)
+    async def replica_set_changed(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 (kopf's name)
+        workloads.take_replica_set(body, deleted=type == "DELETED")
+
+    return registry
+
+
+def build_settings() -> kopf.OperatorSettings:
+    """Return kopf's settings: no posting, no scanning for resources, and watches that notice a dead connection."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    # A watch that the server or the network forgot would leave us blind (nolar/kopf#1276): bounded from both ends.
+    settings.watching.server_timeout = 240
+    settings.watching.client_timeout = 300
+    settings.watching.connect_timeout = 5
+    settings.networking.request_timeout = 10
+    return settings

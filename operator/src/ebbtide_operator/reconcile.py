@@ -1,0 +1,151 @@
+"""Gather, decide, apply: one pass over one workload."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ebbtide_operator.apply import Applier
+from ebbtide_operator.cluster.informer import PodInformer
+from ebbtide_operator.cluster.workloads import Workloads
+from ebbtide_operator.core.decide import decide
+from ebbtide_operator.core.model import (
+    Mode,
+    Plan,
+    PodView,
+    RemoveStatus,
+    Snapshot,
+    WorkloadKey,
+    WorkloadView,
+    WriteStatus,
+)
+from ebbtide_operator.metrics import Metrics
+from ebbtide_operator.ports import Cluster, DrainState
+
+logger = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 30.0
+"""Every workload is looked at this often without being woken: no lost wake lasts longer. It costs no request."""
+MISSING_FOR_S = 1.0
+"""How long pods must be missing from the cache before they are looked for: its watch may just be a moment behind."""
+
+
+@dataclass
+class _Memory:
+    """What is kept between two passes; a restart loses nothing but a few reads."""
+
+    status: Mapping[str, object] | None = None
+    status_read: bool = False
+    status_at: float = 0.0
+    missing_since: float | None = None
+    unlabelled: tuple[PodView, ...] = field(default=())
+
+
+class Reconciler:
+    """Bring one workload at a time a step further.
+
+    Args:
+        workloads, pods, state: The caches that a snapshot is gathered from.
+        cluster: Asked for what no cache has.
+        applier: Carries out what was decided.
+        metrics: Told what each pass found.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        workloads: Workloads,
+        pods: PodInformer,
+        state: DrainState,
+        cluster: Cluster,
+        applier: Applier,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._workloads = workloads
+        self._pods = pods
+        self._state = state
+        self._cluster = cluster
+        self._applier = applier
+        self._metrics = metrics
+        self._clock = clock
+        self._memories: dict[WorkloadKey, _Memory] = {}
+
+    async def reconcile(self, key: WorkloadKey) -> float | None:
+        """Look at one workload and do what is to be done; return the seconds after which to look again."""
+        workload = self._workloads.get(key)
+        if workload is None:
+            self._memories.pop(key, None)
+            self._metrics.forget(key)
+            return None
+        memory = self._memories.setdefault(key, _Memory())
+        with self._metrics.reconcile_duration.time():
+            snapshot = await self._gather(workload, memory)
+            plan = decide(snapshot, self._clock())
+            await self._applier.apply(snapshot, plan)
+        self._remember(memory, plan)
+        self._metrics.show(snapshot, plan, memory.status)
+        if memory.missing_since is not None:
+            return MISSING_FOR_S
+        return min(plan.requeue_after_s or LOOK_AGAIN_S, LOOK_AGAIN_S)
+
+    async def _gather(self, workload: WorkloadView, memory: _Memory) -> Snapshot:
+        now = self._clock()
+        if not memory.status_read:
+            memory.status = await self._cluster.read_status(workload.key)
+            memory.status_read = True
+        pods = {pod.uid: pod for view in workload.sets for pod in self._pods.of(view.uid)}
+        for pod in await self._unlabelled(workload, pods, memory, now):
+            pods.setdefault(pod.uid, pod)
+        namespace = workload.key.namespace
+        orders = {
+            uid: order
+            for uid, order in self._state.orders(namespace).items()
+            if uid in pods or order.workload == f"{workload.key.kind}/{workload.key.name}"
+        }
+        reports = {uid: report for uid in pods.keys() | orders if (report := self._state.report(namespace, uid))}
+        phase, phase_revision, phase_at = self._state.phase(workload.key) or (None, 0, 0.0)
+        return Snapshot(
+            workload=workload,
+            pods=tuple(pods.values()),
+            orders=orders,
+            reports=reports,
+            requested=self._state.requested(namespace) & pods.keys(),
+            phase=phase,
+            phase_revision=phase_revision,
+            phase_at=phase_at,
+            status=memory.status,
+            status_at=memory.status_at,
+            store_ok=self._state.healthy,
+            epoch=self._state.epoch,
+            recent=self._state.records(workload.key),
+        )
+
+    async def _unlabelled(
+        self, workload: WorkloadView, labelled: Mapping[str, PodView], memory: _Memory, now: float
+    ) -> tuple[PodView, ...]:
+        """Return pods that should carry the label and do not.
+
+        They were made before the annotation, or while the webhook was away.
+        """
+        if workload.policy.mode is Mode.OFF:
+            memory.missing_since = None
+            return ()
+        counted = sum(not pod.terminating and not pod.finished for pod in labelled.values())
+        if counted >= sum(view.observed_replicas for view in workload.sets):
+            memory.missing_since = None
+            return ()
+        if memory.missing_since is None:
+            memory.missing_since = now
+        if now - memory.missing_since < MISSING_FOR_S:
+            return ()
+        memory.missing_since = now
+        return tuple(await self._cluster.unlabelled_pods(workload))
+
+    def _remember(self, memory: _Memory, plan: Plan) -> None:
+        for action in plan.actions:
+            if isinstance(action, WriteStatus):
+                memory.status, memory.status_at = action.status, self._clock()
+            elif isinstance(action, RemoveStatus):
+                memory.status = None
