@@ -2,8 +2,8 @@
 
 The phase comes first, since it asks the pods for the numbers of the next decision. Then each pod has its own chain, in
 the order of the plan (an order before its pin, a record before what it was made of is forgotten); chains of different
-pods run side by side. Status and Events come last: they tell what was done. Every effect can be repeated; what failed is
-planned again.
+pods run side by side. Status and Events come last: they tell what was done. Every effect can be repeated; what failed
+is planned again.
 """
 
 from __future__ import annotations
@@ -111,12 +111,14 @@ class Applier:
                 self._metrics.store_writes.labels("order").inc()
                 self._metrics.orders.labels(*labels, order.desired).inc()
                 logger.info(
-                    "order.sent workload=%s pod=%s desired=%s generation=%d reason=%s",
-                    workload.key,
-                    pod.name,
-                    order.desired,
-                    order.generation,
-                    order.reason,
+                    "order.sent",
+                    extra={
+                        "workload": str(workload.key),
+                        "pod": pod.name,
+                        "desired": order.desired.value,
+                        "generation": order.generation,
+                        "reason": order.reason,
+                    },
                 )
             case Pin(pod, since, deadline_at):
                 await self._cluster.patch_pod(pod, annotations=marks.pin_marks(pod, since, deadline_at))
@@ -124,7 +126,15 @@ class Applier:
                 # Taken before the patch: its answer may come after the delete that it wakes.
                 self._released_at[pod.uid] = self._clock()
                 await self._cluster.patch_pod(pod, annotations=marks.release_marks(pod, outcome))
-                logger.info("pod.released workload=%s pod=%s outcome=%s %s", workload.key, pod.name, outcome, message)
+                logger.info(
+                    "pod.released",
+                    extra={
+                        "workload": str(workload.key),
+                        "pod": pod.name,
+                        "outcome": outcome.value,
+                        "explanation": message,
+                    },
+                )
             case Return(pod):
                 await self._cluster.patch_pod(pod, annotations=marks.return_marks(pod))
                 self._released_at.pop(pod.uid, None)

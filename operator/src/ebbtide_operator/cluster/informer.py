@@ -88,7 +88,7 @@ class PodInformer:
                     self._version = ""
                     continue
                 failures += 1
-                logger.warning("informer.retry error=%s", error)
+                logger.warning("informer.retry", extra={"error": str(error) or repr(error)})
                 longest = min(0.1 * 2**failures, LONGEST_RETRY_S)
                 await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 (jitter)
 
