@@ -111,8 +111,8 @@ class LeaderElection:
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
         """Campaign until cancelled; run `lead` while the Lease is held, cancel it at once when it is not.
 
-        Where `lead` returns, the Lease is given back and campaigned for again. On cancellation it is given back last, so
-        that the next leader starts after this one has stopped.
+        Where `lead` returns, the Lease is given back and campaigned for again. On cancellation it is given back last:
+        the next leader starts after this one has stopped.
         """
         while True:
             while not await self._attempt():
