@@ -1,0 +1,204 @@
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from ebbtide.protocol import Desired, DrainRecord, Order, Outcome, Phase, RolloutPhase
+from ebbtide_operator.apply import Applier
+from ebbtide_operator.core import names
+from ebbtide_operator.core.model import (
+    Action,
+    Adopt,
+    Forget,
+    Notify,
+    Pin,
+    Plan,
+    PodView,
+    PublishPhase,
+    Release,
+    RemoveStatus,
+    Return,
+    SendOrder,
+    Snapshot,
+    WorkloadKey,
+    WorkloadView,
+    WriteRecord,
+    WriteStatus,
+)
+from ebbtide_operator.metrics import Metrics
+from ebbtide_operator.ports import Conflict, Deposed, StoreUnavailable
+
+KEY = WorkloadKey("shop", "deployment", "orders")
+WORKLOAD = WorkloadView(KEY, "w", 1, 1, replicas=3, max_surge=1, max_unavailable=0)
+
+
+def a_pod(name: str = "a", **fields: Any) -> PodView:
+    return PodView(namespace="shop", name=name, uid=f"uid-{name}", owner_uid="rs", created_at=1.0, **fields)
+
+
+def an_order(desired: Desired = Desired.DRAIN) -> Order:
+    return Order(desired=desired, generation=1, epoch=7)
+
+
+class Recorder:
+    """Both ports at once: remembers what was written, in order, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.writes: list[tuple[str, ...]] = []
+        self.marks: dict[str, dict[str, str | None]] = {}
+        self.statuses: list[Mapping[str, object]] = []
+        self.failing: dict[tuple[str, ...], Exception] = {}
+
+    def _write(self, *what: str) -> None:
+        if what in self.failing:
+            raise self.failing[what]
+        self.writes.append(what)
+
+    async def patch_pod(self, pod: PodView, *, annotations: Any = None, labels: Any = None) -> None:
+        self._write("patch", pod.name)
+        self.marks.setdefault(pod.name, {}).update(annotations or {}, **(labels or {}))
+
+    async def write_status(self, workload: WorkloadView, status: Mapping[str, object]) -> None:
+        self._write("status")
+        self.statuses.append(status)
+
+    async def remove_status(self, key: WorkloadKey) -> None:
+        self._write("remove status")
+
+    async def post_event(self, workload: WorkloadView, reason: str, message: str, *, warning: bool) -> None:
+        self._write("event", reason)
+
+    async def send_order(self, namespace: str, uid: str, order: Order) -> None:
+        self._write("order", uid.removeprefix("uid-"))
+
+    async def publish_phase(self, key: WorkloadKey, phase: Phase) -> None:
+        self._write("phase")
+
+    async def write_record(self, key: WorkloadKey, record: DrainRecord) -> None:
+        self._write("record", record.pod)
+
+    async def forget(self, namespace: str, uid: str) -> None:
+        self._write("forget", uid.removeprefix("uid-"))
+
+    async def remove_phase(self, key: WorkloadKey) -> None:
+        self._write("remove phase")
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.recorder = Recorder()
+        self.metrics = Metrics()
+        self.now = 100.0
+        both: Any = self.recorder
+        self.applier = Applier(both, both, self.metrics, lambda: self.now)
+
+    async def apply(self, *actions: Action, status: Mapping[str, object] | None = None) -> None:
+        await self.applier.apply(Snapshot(WORKLOAD, (), status=status), Plan(actions))
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, labels)
+
+
+LABELS = {"namespace": "shop", "kind": "deployment", "workload": "orders"}
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+async def test_the_phase_comes_first_and_what_tells_of_it_last(scene: Scene) -> None:
+    await scene.apply(
+        Notify("DrainStarted", ""),
+        WriteStatus({"phase": "RollingOut"}),
+        SendOrder(a_pod(), an_order()),
+        Pin(a_pod(), 100.0, 175.0),
+        PublishPhase(Phase(phase=RolloutPhase.ROLLING_OUT)),
+    )
+    assert scene.recorder.writes == [
+        ("phase",),
+        ("order", "a"),
+        ("patch", "a"),
+        ("event", "DrainStarted"),
+        ("status",),
+    ]
+
+
+async def test_a_refused_order_leaves_its_pod_unmarked_and_the_others_served(scene: Scene) -> None:
+    scene.recorder.failing[("order", "a")] = StoreUnavailable("etcd: timed out")
+    with pytest.raises(StoreUnavailable):
+        await scene.apply(
+            SendOrder(a_pod("a"), an_order()),
+            Pin(a_pod("a"), 100.0, 175.0),
+            SendOrder(a_pod("b"), an_order()),
+            Pin(a_pod("b"), 100.0, 175.0),
+            WriteStatus({}),
+        )
+    assert "a" not in scene.recorder.marks
+    assert names.DRAINING_SINCE in scene.recorder.marks["b"]
+    assert scene.sample("ebbtide_orders_total", **LABELS, desired="drain") == 1
+
+
+async def test_of_several_failures_the_one_that_explains_the_others_is_told(scene: Scene) -> None:
+    scene.recorder.failing[("patch", "a")] = Conflict("gone")
+    scene.recorder.failing[("order", "b")] = Deposed("epoch 7")
+    with pytest.raises(Deposed):
+        await scene.apply(Adopt(a_pod("a"), "true"), SendOrder(a_pod("b"), an_order()))
+
+
+async def test_a_pod_that_is_gone_does_not_keep_the_rest_from_being_done(scene: Scene) -> None:
+    scene.recorder.failing[("patch", "a")] = Conflict("gone")
+    with pytest.raises(Conflict):
+        await scene.apply(Release(a_pod("a"), Outcome.CLEAN, ""), Release(a_pod("b"), Outcome.CLEAN, ""))
+    assert scene.recorder.marks["b"][names.RELEASED] == "clean"
+
+
+async def test_a_pin_keeps_the_users_own_cost_and_a_return_restores_it(scene: Scene) -> None:
+    await scene.apply(Pin(a_pod(deletion_cost=5), 100.0, 175.0))
+    assert scene.recorder.marks["a"][names.DELETION_COST] == str(names.DRAINING_COST)
+    assert scene.recorder.marks["a"][names.ORIGINAL_COST] == "5"
+    await scene.apply(Return(a_pod(deletion_cost=names.DRAINING_COST, original_cost="5", draining_since=100.0)))
+    assert scene.recorder.marks["a"][names.DELETION_COST] == "5"
+    assert scene.recorder.marks["a"][names.DRAINING_SINCE] is None
+
+
+async def test_a_record_is_counted_once_it_is_written_and_before_its_pod_is_forgotten(scene: Scene) -> None:
+    record = DrainRecord(
+        pod="a",
+        uid="uid-a",
+        outcome=Outcome.CLEAN,
+        reason="Rollout",
+        started_at=90,
+        ended_at=100,
+        tally={"finished": 3},
+    )
+    scene.recorder.failing[("record", "a")] = StoreUnavailable("etcd: down")
+    with pytest.raises(StoreUnavailable):
+        await scene.apply(WriteRecord(record), Forget("shop", "uid-a"))
+    assert scene.recorder.writes == []
+    assert scene.sample("ebbtide_drains_total", **LABELS, outcome="clean") is None
+    scene.recorder.failing.clear()
+    await scene.apply(WriteRecord(record), Forget("shop", "uid-a"))
+    assert scene.recorder.writes == [("record", "a"), ("forget", "a")]
+    assert scene.sample("ebbtide_drains_total", **LABELS, outcome="clean") == 1
+    assert scene.sample("ebbtide_drain_duration_seconds_sum", **LABELS) == 10
+    assert scene.sample("ebbtide_drained_tasks_total", **LABELS, outcome="finished") == 3
+
+
+async def test_the_time_from_release_to_delete_is_measured_once(scene: Scene) -> None:
+    await scene.apply(Release(a_pod(), Outcome.CLEAN, ""))
+    scene.now += 0.03
+    scene.applier.note_terminating("uid-a")
+    scene.applier.note_terminating("uid-a")
+    assert scene.sample("ebbtide_released_to_deleted_seconds_count") == 1
+    assert scene.sample("ebbtide_released_to_deleted_seconds_sum") == pytest.approx(0.03)
+
+
+async def test_fields_that_a_new_status_lacks_are_removed(scene: Scene) -> None:
+    await scene.apply(WriteStatus({"phase": "Stable"}), status={"phase": "RollingOut", "deadline": "x"})
+    assert scene.recorder.statuses == [{"phase": "Stable", "deadline": None}]
+
+
+async def test_an_unmanaged_workload_leaves_neither_status_nor_phase(scene: Scene) -> None:
+    await scene.apply(RemoveStatus())
+    assert scene.recorder.writes == [("remove status",), ("remove phase",)]
