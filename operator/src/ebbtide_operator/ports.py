@@ -22,6 +22,7 @@ __all__ = [
     "Deposed",
     "DrainState",
     "KeyValue",
+    "LeaseEnded",
     "PodIdentity",
     "Put",
     "Removed",
@@ -37,6 +38,10 @@ class StoreUnavailable(ConnectionError):
     def __init__(self, message: str, *, uncertain: bool = False) -> None:
         super().__init__(message)
         self.uncertain = uncertain
+
+
+class LeaseEnded(Exception):
+    """The lease that a key was to be bound to has expired or was revoked: grant a new one."""
 
 
 class Deposed(Exception):
@@ -65,7 +70,11 @@ class Store(Protocol):
         """Return every key under a prefix, sorted, and the revision at which that was true."""
 
     async def transact(self, compare: Sequence[Compare], then: Sequence[Put | Delete]) -> int | None:
-        """Apply `then` in one step if every comparison holds; return the revision, or None where one did not."""
+        """Apply `then` in one step if every comparison holds; return the revision, or None where one did not.
+
+        Raises:
+            LeaseEnded: A put is bound to a lease that has ended; nothing was applied.
+        """
 
     async def grant(self, ttl_s: int, *, lease: int = 0) -> int:
         """Return the id of a new lease; `lease` asks for that id, and the answer is 0 where it is in use."""
