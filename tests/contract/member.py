@@ -1,0 +1,102 @@
+"""One real etcd process on loopback that a test may kill, freeze and start again."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+
+def program() -> str:
+    """Return etcd's executable: EBBTIDE_ETCD, or the one that the local cluster uses (compiled once where missing)."""
+    named = os.environ.get("EBBTIDE_ETCD")
+    if named:
+        return named
+    from tests.localcluster import binaries
+
+    return str(binaries.path("etcd"))
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Member:
+    """An etcd with a data folder of its own.
+
+    Args:
+        flags: Further flags.
+        scheme: `https` needs certificates in the flags.
+    """
+
+    def __init__(self, *flags: str, scheme: str = "http") -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="ebbtide-etcd-"))
+        self.port = free_port()
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
+        self._metrics = free_port()
+        peer = f"http://127.0.0.1:{free_port()}"
+        self._command = [
+            program(),
+            "--name=test",
+            f"--listen-client-urls={self.url}",
+            f"--advertise-client-urls={self.url}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=test={peer}",
+            f"--listen-metrics-urls=http://127.0.0.1:{self._metrics}",
+            "--log-level=warn",
+            # A loopback store that loses its machine may lose its data: tests restart processes only.
+            "--unsafe-no-fsync",
+            *flags,
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = (self.folder / "log").open("ab")
+
+    def start(self) -> None:
+        command = [*self._command, f"--data-dir={self.folder / 'data'}"]
+        self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
+        deadline = time.monotonic() + 30
+        while not self._healthy():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"etcd does not start:\n{(self.folder / 'log').read_text()[-3000:]}")
+            time.sleep(0.02)
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics}/health", timeout=1) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def kill(self) -> None:
+        """Kill it as a lost node does; wait until it is gone."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def wipe(self) -> None:
+        """Lose the data, as an emptyDir does; only while it is killed."""
+        shutil.rmtree(self.folder / "data")
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.thaw()
+            self.kill()
+        self._log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,279 @@
+"""One suite for the store port: the memory model and etcd behind its gateway must not differ."""
+
+import asyncio
+import contextlib
+import itertools
+import uuid
+
+import pytest
+
+from ebbtide_operator.ports import (
+    Changed,
+    Compare,
+    Delete,
+    LeaseEnded,
+    Put,
+    Removed,
+    Resync,
+    Store,
+    StoreUnavailable,
+)
+from ebbtide_operator.store.gateway import Gateway
+from ebbtide_operator.store.memory import MemoryStore
+
+
+@pytest.fixture(params=["memory", pytest.param("gateway", marks=pytest.mark.etcd)])
+async def store(request):
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    gateway = Gateway([request.getfixturevalue("shared_etcd").url])
+    yield gateway
+    await gateway.close()
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"/test/{uuid.uuid4().hex}/"
+
+
+async def put(store: Store, key: str, value: bytes = b"v", lease: int = 0) -> int:
+    revision = await store.transact([], [Put(key, value, lease)])
+    assert revision is not None
+    return revision
+
+
+class Watching:
+    """Collect what a watch yields, and wait for it."""
+
+    def __init__(self, store: Store, prefix: str, after: int) -> None:
+        self.batches: list = []
+        self._news = asyncio.Event()
+        self._task = asyncio.create_task(self._run(store.watch(prefix, after)))
+
+    async def _run(self, batches) -> None:
+        async with contextlib.aclosing(batches):
+            async for batch in batches:
+                self.batches.append(tuple(batch))
+                self._news.set()
+
+    async def until(self, count: int) -> list:
+        async with asyncio.timeout(20):
+            while len(self.changes) < count:
+                self._news.clear()
+                await self._news.wait()
+        return self.changes
+
+    @property
+    def changes(self) -> list:
+        return list(itertools.chain.from_iterable(self.batches))
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *args) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+async def test_a_missing_key_is_none(store, prefix):
+    assert await store.get(prefix + "a") is None
+
+
+async def test_a_key_is_read_as_it_was_written(store, prefix):
+    value = bytes(range(256))
+    first = await put(store, prefix + "a", b"old")
+    second = await put(store, prefix + "a", value)
+    found = await store.get(prefix + "a")
+    assert (found.key, found.value, found.create_revision, found.mod_revision, found.lease) == (
+        prefix + "a",
+        value,
+        first,
+        second,
+        0,
+    )
+
+
+async def test_a_range_is_sorted_and_has_its_prefix_only(store, prefix):
+    for name in ("b/2", "b/1", "b", "c", "b/10", "b/é"):
+        revision = await put(store, prefix + name)
+    key_values, at = await store.range(prefix + "b/")
+    assert [item.key.removeprefix(prefix) for item in key_values] == ["b/1", "b/10", "b/2", "b/é"]
+    assert at >= revision
+
+
+async def test_a_long_range_comes_in_pages_without_a_gap(store, prefix, monkeypatch):
+    monkeypatch.setattr("ebbtide_operator.store.gateway.PAGE", 7)
+    wanted = [f"{prefix}{number:03}" for number in range(50)]
+    for start in range(0, 50, 25):
+        await store.transact([], [Put(key, b"") for key in wanted[start : start + 25]])
+    key_values, _ = await store.range(prefix)
+    assert [item.key for item in key_values] == wanted
+
+
+async def test_a_transaction_applies_all_or_nothing(store, prefix):
+    revision = await put(store, prefix + "leader")
+    refused = await store.transact(
+        [Compare(prefix + "leader", create_revision=revision), Compare(prefix + "a", mod_revision=1)],
+        [Put(prefix + "a", b"1"), Delete(prefix + "leader")],
+    )
+    assert refused is None
+    assert await store.get(prefix + "a") is None
+    applied = await store.transact(
+        [Compare(prefix + "leader", create_revision=revision), Compare(prefix + "a", mod_revision=0)],
+        [Put(prefix + "a", b"1"), Delete(prefix + "leader")],
+    )
+    assert applied is not None
+    assert (await store.get(prefix + "a")).mod_revision == applied
+    assert await store.get(prefix + "leader") is None
+
+
+async def test_a_prefix_is_deleted_as_a_whole_and_nothing_else(store, prefix):
+    for name in ("a/1", "a/2", "ab"):
+        await put(store, prefix + name)
+    await store.transact([], [Delete(prefix + "a/", prefix=True)])
+    key_values, _ = await store.range(prefix)
+    assert [item.key for item in key_values] == [prefix + "ab"]
+
+
+async def test_a_key_made_again_has_another_create_revision(store, prefix):
+    first = await put(store, prefix + "a")
+    await store.transact([], [Delete(prefix + "a")])
+    second = await put(store, prefix + "a")
+    found = await store.get(prefix + "a")
+    assert found.create_revision == found.mod_revision == second > first
+    assert await store.transact([Compare(prefix + "a", create_revision=first)], [Put(prefix + "a", b"")]) is None
+
+
+async def test_a_key_may_not_be_written_twice_in_one_transaction(store, prefix):
+    with pytest.raises(StoreUnavailable, match="duplicate key"):
+        await store.transact([], [Put(prefix + "a", b""), Delete(prefix + "a")])
+    assert await store.get(prefix + "a") is None
+
+
+async def test_a_revoked_lease_takes_its_keys(store, prefix):
+    lease = await store.grant(60)
+    await put(store, prefix + "a", lease=lease)
+    await put(store, prefix + "b")
+    assert (await store.get(prefix + "a")).lease == lease
+    await store.revoke(lease)
+    await store.revoke(lease)
+    assert await store.get(prefix + "a") is None
+    assert await store.get(prefix + "b") is not None
+
+
+async def test_a_key_written_without_its_lease_outlives_it(store, prefix):
+    lease = await store.grant(60)
+    await put(store, prefix + "a", lease=lease)
+    await put(store, prefix + "a", b"final")
+    await store.revoke(lease)
+    assert (await store.get(prefix + "a")).value == b"final"
+
+
+async def test_an_ended_lease_takes_no_key(store, prefix):
+    lease = await store.grant(60)
+    await store.revoke(lease)
+    with pytest.raises(LeaseEnded):
+        await put(store, prefix + "a", lease=lease)
+    assert await store.get(prefix + "a") is None
+    assert not await store.keep_alive(lease)
+
+
+async def test_a_lease_may_be_asked_for_by_id(store, prefix):
+    wanted = uuid.uuid4().int >> 65
+    assert await store.grant(60, lease=wanted) == wanted
+    assert await store.grant(60, lease=wanted) == 0
+    await put(store, prefix + "a", lease=wanted)
+    assert await store.keep_alive(wanted)
+    await store.revoke(wanted)
+    assert await store.grant(60, lease=wanted) == wanted
+
+
+async def test_an_unkept_lease_expires_and_a_kept_one_does_not(store, prefix):
+    kept, left = await store.grant(2), await store.grant(2)
+    revision = await put(store, prefix + "kept", lease=kept)
+    await put(store, prefix + "left", lease=left)
+
+    async def keep() -> None:
+        while True:
+            assert await store.keep_alive(kept)
+            await asyncio.sleep(0.3)
+
+    keeping = asyncio.create_task(keep())
+    async with Watching(store, prefix, revision) as watching:
+        changes = await watching.until(2)
+    keeping.cancel()
+    assert isinstance(changes[1], Removed)
+    assert changes[1].key == prefix + "left"
+    assert not await store.keep_alive(left)
+    assert (await store.get(prefix + "kept")).lease == kept
+
+
+async def test_a_watch_tells_everything_after_its_revision(store, prefix):
+    before = await put(store, prefix + "before")
+    first = await put(store, prefix + "a", b"1")
+    async with Watching(store, prefix, before) as watching:
+        await watching.until(1)
+        second = await put(store, prefix + "a", b"2")
+        await put(store, prefix[:-1] + "-other/a")
+        third = await store.transact([], [Delete(prefix + "a")])
+        changes = await watching.until(3)
+    assert [change.revision for change in changes] == [first, second, third]
+    assert [change.key_value.value for change in changes[:2]] == [b"1", b"2"]
+    assert changes[0].key_value.create_revision == changes[1].key_value.create_revision == first
+    assert changes[2] == Removed(prefix + "a", third)
+
+
+async def test_one_transaction_is_one_batch(store, prefix):
+    start = await put(store, prefix + "x")
+    async with Watching(store, prefix, start) as watching:
+        await store.transact([], [Put(prefix + "a", b""), Put(prefix + "b", b""), Delete(prefix + "x")])
+        await watching.until(3)
+    assert len(watching.batches) == 1
+    assert {type(change) for change in watching.batches[0]} == {Changed, Removed}
+
+
+async def test_a_watch_from_before_a_compaction_gets_everything_anew(store, prefix, request):
+    start = await put(store, prefix + "gone")
+    await store.transact([], [Delete(prefix + "gone")])
+    await put(store, prefix + "kept")
+    last = await put(store, prefix + "kept", b"2")
+    if isinstance(store, MemoryStore):
+        store.compact(last)
+    else:
+        await compact(store, last)
+    async with Watching(store, prefix, start) as watching:
+        (resync,) = await watching.until(1)
+        assert isinstance(resync, Resync)
+        assert [(item.key, item.value) for item in resync.key_values] == [(prefix + "kept", b"2")]
+        assert resync.revision >= last
+        assert not resync.restarted
+        await put(store, prefix + "later")
+        changes = await watching.until(2)
+    assert changes[1].key_value.key == prefix + "later"
+
+
+async def compact(store: Gateway, revision: int) -> None:
+    await store._connection.call(
+        "compact", "/v3/kv/compaction", b'{"revision":"%d","physical":true}' % revision, write=True
+    )
+
+
+async def test_two_watches_do_not_disturb_each_other(store, prefix):
+    start = await put(store, prefix + "x")
+    async with Watching(store, prefix + "a/", start) as one, Watching(store, prefix + "b/", start) as two:
+        await put(store, prefix + "a/1")
+        await put(store, prefix + "b/1")
+        await one.until(1)
+        await two.until(1)
+    assert len(one.changes) == len(two.changes) == 1
+
+
+async def test_concurrent_transactions_on_one_key_have_one_winner(store, prefix):
+    async def claim(number: int) -> int | None:
+        return await store.transact([Compare(prefix + "k", create_revision=0)], [Put(prefix + "k", b"%d" % number)])
+
+    results = await asyncio.gather(*(claim(number) for number in range(8)))
+    winners = [number for number, revision in enumerate(results) if revision is not None]
+    assert len(winners) == 1
+    assert (await store.get(prefix + "k")).value == b"%d" % winners[0]
