@@ -142,7 +142,19 @@ class Applier:
                 await self._state.write_record(workload.key, record)
                 self._metrics.store_writes.labels("record").inc()
                 self._metrics.drains.labels(*labels, record.outcome).inc()
-                self._metrics.drain_duration.labels(*labels).observe(max(0.0, record.ended_at - record.started_at))
+                seconds = max(0.0, record.ended_at - record.started_at)
+                self._metrics.drain_duration.labels(*labels).observe(seconds)
+                logger.info(
+                    "drain.ended",
+                    extra={
+                        "workload": str(workload.key),
+                        "pod": record.pod,
+                        "outcome": record.outcome.value,
+                        "seconds": round(seconds, 1),
+                        "tasks_left": record.active_at_end,
+                        "tally": dict(record.tally),
+                    },
+                )
                 for ending, count in record.tally.items():
                     self._metrics.tasks.labels(*labels, ending).inc(count)
             case Forget(namespace, uid):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ebbtide_operator.apply import Applier
+from ebbtide_operator.cluster.client import drain_name
 from ebbtide_operator.cluster.informer import PodInformer
 from ebbtide_operator.cluster.workloads import Workloads
 from ebbtide_operator.core.decide import decide
@@ -89,6 +90,14 @@ class Reconciler:
         if memory.missing_since is not None:
             return MISSING_FOR_S
         return min(plan.requeue_after_s or LOOK_AGAIN_S, LOOK_AGAIN_S)
+
+    def forget_status(self, namespace: str, name: str) -> WorkloadKey | None:
+        """Forget what was written to a Drain object that somebody deleted; return its workload, which gets a new one."""
+        for key, memory in self._memories.items():
+            if key.namespace == namespace and drain_name(key) == name:
+                memory.status = None
+                return key
+        return None
 
     async def _gather(self, workload: WorkloadView, memory: _Memory) -> Snapshot:
         now = self._clock()

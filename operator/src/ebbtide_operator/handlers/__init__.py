@@ -6,16 +6,23 @@ users' objects (docs/decisions/0003).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import kopf
 
 from ebbtide_operator.cluster.api import connection
 from ebbtide_operator.cluster.workloads import Workloads
+from ebbtide_operator.core import names
 
 
-def build_registry(workloads: Workloads) -> kopf.OperatorRegistry:
-    """Return a registry of our own, so that nothing that is imported elsewhere adds handlers to it."""
+def build_registry(workloads: Workloads, on_drain_deleted: Callable[[str, str], None]) -> kopf.OperatorRegistry:
+    """Return a registry of our own, so that nothing that is imported elsewhere adds handlers to it.
+
+    Args:
+        workloads: Told every event of a Deployment or a ReplicaSet.
+        on_drain_deleted: Told the namespace and the name of a Drain object that is gone.
+    """
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -29,6 +36,11 @@ def build_registry(workloads: Workloads) -> kopf.OperatorRegistry:
     @kopf.on.event("apps", "v1", "replicasets", registry=registry)
     async def replica_set_changed(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 (kopf's name)
         workloads.take_replica_set(body, deleted=type == "DELETED")
+
+    @kopf.on.event(names.DOMAIN, names.API_VERSION, "drains", registry=registry)
+    async def drain_changed(type: str | None, namespace: str, name: str, **_: Any) -> None:  # noqa: A002 (kopf's name)
+        if type == "DELETED":
+            on_drain_deleted(namespace, name)
 
     return registry
 
@@ -44,4 +56,6 @@ def build_settings() -> kopf.OperatorSettings:
     settings.watching.client_timeout = 300
     settings.watching.connect_timeout = 5
     settings.networking.request_timeout = 10
+    # kopf would kill the whole process this long after its own end.
+    settings.process.ultimate_exiting_timeout = None
     return settings

@@ -1,0 +1,27 @@
+"""What the library raises in the application."""
+
+from __future__ import annotations
+
+
+class EbbtideError(Exception):
+    """Everything that this library raises by itself."""
+
+
+class Refused(EbbtideError):
+    """A task was not admitted.
+
+    Refusals are no failures of the work: do not count them against it, and retry elsewhere or later.
+
+    Attributes:
+        why: Short reason: `draining`, `limit`.
+        retry_after_s: Seconds after which another try may be worth while; for HTTP, `Retry-After`.
+    """
+
+    def __init__(self, why: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(f"not admitted: {why}; try again elsewhere, or in {retry_after_s:g} s")
+        self.why = why
+        self.retry_after_s = retry_after_s
+
+
+class NotRunning(EbbtideError, RuntimeError):
+    """The runtime was used before it started or after it ended."""

@@ -1,0 +1,72 @@
+"""The library's metrics as Prometheus text; small enough to need no client library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ebbtide.protocol import PodState
+
+OUTCOMES = ("finished", "failed", "timed_out", "cancelled", "requeued", "abandoned", "refused")
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What the runtime counts, read at one moment."""
+
+    state: PodState
+    active: int
+    oldest_age_s: float
+    tally: Mapping[str, int] = field(default_factory=dict)
+    """Tasks that ended since the start, by outcome."""
+    drain_age_s: float | None = None
+    """Seconds since the drain began; None while there is none."""
+    late_arrivals: int = 0
+    """Tasks that live tasks started while intake was closed."""
+    store_connected: bool | None = None
+    """None where there is no store."""
+
+
+def render(numbers: Numbers) -> str:
+    """Return the numbers in the Prometheus text format 0.0.4."""
+    families: list[tuple[str, str, str, list[tuple[str, float]]]] = [
+        ("ebbtide_tasks_active", "gauge", "Tasks in flight.", [("", numbers.active)]),
+        (
+            "ebbtide_oldest_task_age_seconds",
+            "gauge",
+            "Age of the oldest task in flight; 0 without one.",
+            [("", numbers.oldest_age_s)],
+        ),
+        (
+            "ebbtide_tasks_total",
+            "counter",
+            "Tasks that ended, by outcome.",
+            [(f'{{outcome="{outcome}"}}', numbers.tally.get(outcome, 0)) for outcome in OUTCOMES],
+        ),
+        (
+            "ebbtide_late_arrivals_total",
+            "counter",
+            "Tasks that live tasks started while intake was closed.",
+            [("", numbers.late_arrivals)],
+        ),
+        (
+            "ebbtide_state",
+            "gauge",
+            "1 for the state that the process is in.",
+            [(f'{{state="{state}"}}', int(state is numbers.state)) for state in PodState],
+        ),
+        (
+            "ebbtide_drain_age_seconds",
+            "gauge",
+            "Seconds since the drain began; 0 without one.",
+            [("", numbers.drain_age_s or 0.0)],
+        ),
+    ]
+    if numbers.store_connected is not None:
+        text = "1 while the operator's relay (or etcd) is connected."
+        families.append(("ebbtide_store_connected", "gauge", text, [("", int(numbers.store_connected))]))
+    lines = []
+    for name, kind, text, samples in families:
+        lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+        lines += [f"{name}{labels} {value}" for labels, value in samples]
+    return "\n".join(lines) + "\n"

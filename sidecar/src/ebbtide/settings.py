@@ -1,0 +1,155 @@
+"""What a pod is told about itself and its operator, read from the environment.
+
+A value that cannot be used never keeps an application from starting: the default takes its place, and `problems` says
+which variable it was, what was found, and what is wanted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+from urllib.parse import urlsplit
+
+from ebbtide import environment
+from ebbtide.machine import Durations
+from ebbtide.protocol import DEFAULT_PREFIX, Keys
+
+LONGEST_S = 7 * 86400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How one process drains, and whom it tells."""
+
+    pod_name: str = ""
+    pod_namespace: str = ""
+    pod_uid: str = ""
+    workload: str = ""
+    """`kind/name`, the kind in lower case; empty outside a managed pod."""
+    endpoints: tuple[str, ...] = ()
+    """Base URLs of the relay or of etcd; none: the process drains without an operator."""
+    ca: str = ""
+    """PEM text of the authorities to trust there; empty: the system's."""
+    token_file: str = ""
+    """File with the bearer token for the endpoints; read again at each use, because the kubelet replaces it."""
+    prefix: str = DEFAULT_PREFIX
+    admin_host: str = "127.0.0.1"
+    admin_port: int = environment.ADMIN_PORT
+    """0: any free port."""
+    admin_token: str = ""
+    durations: Durations = field(
+        default_factory=lambda: Durations(
+            quiesce_s=environment.DEFAULT_QUIESCE_S,
+            drain_timeout_s=environment.DEFAULT_DRAIN_TIMEOUT_S,
+            cancel_grace_s=environment.DEFAULT_CANCEL_GRACE_S,
+        )
+    )
+    """What a drain by SIGTERM or preStop may take; an order brings its own."""
+    grace_period_s: float | None = None
+    """The pod's terminationGracePeriodSeconds; None: not known."""
+    problems: tuple[str, ...] = ()
+    """One sentence for each variable that cannot be used, and for a budget that does not fit."""
+
+    @property
+    def has_store(self) -> bool:
+        """Whether there is an operator to report to."""
+        return bool(self.endpoints and self.pod_uid and self.pod_namespace)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """Read the variables of `ebbtide.environment`."""
+        reader = _Reader(environ)
+        host, port = reader.address()
+        durations = Durations(
+            quiesce_s=reader.seconds(environment.QUIESCE, environment.DEFAULT_QUIESCE_S),
+            drain_timeout_s=reader.seconds(environment.DRAIN_TIMEOUT, environment.DEFAULT_DRAIN_TIMEOUT_S),
+            cancel_grace_s=reader.seconds(environment.CANCEL_GRACE, environment.DEFAULT_CANCEL_GRACE_S),
+        )
+        grace_period_s = reader.seconds(environment.GRACE_PERIOD, -1.0)
+        settings = cls(
+            pod_name=reader.text(environment.POD_NAME),
+            pod_namespace=reader.text(environment.POD_NAMESPACE),
+            pod_uid=reader.text(environment.POD_UID),
+            workload=reader.text(environment.WORKLOAD),
+            endpoints=reader.endpoints(),
+            ca=reader.text(environment.CA),
+            token_file=reader.text(environment.TOKEN_FILE),
+            prefix=reader.prefix(),
+            admin_host=host,
+            admin_port=port,
+            admin_token=reader.text(environment.ADMIN_TOKEN),
+            durations=durations,
+            grace_period_s=grace_period_s if grace_period_s >= 0 else None,
+        )
+        reader.check_budget(settings)
+        return replace(settings, problems=tuple(reader.problems))
+
+
+class _Reader:
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[str] = []
+
+    def text(self, name: str) -> str:
+        return self._environ.get(name, "").strip()
+
+    def seconds(self, name: str, default: float) -> float:
+        text = self.text(name)
+        if not text:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if 0 <= value <= LONGEST_S:
+            return value
+        self._refuse(name, f"must be seconds from 0 to {LONGEST_S:g}, like 60 or 2.5", text, f"{default:g}")
+        return default
+
+    def address(self) -> tuple[str, int]:
+        text = self.text(environment.ADMIN_ADDRESS)
+        default = ("127.0.0.1", environment.ADMIN_PORT)
+        if not text:
+            return default
+        host, _, port = text.rpartition(":")
+        if host and port.isdecimal() and int(port) < 65536:
+            return host.removeprefix("[").removesuffix("]"), int(port)
+        self._refuse(environment.ADMIN_ADDRESS, "must be host:port", text, f"{default[0]}:{default[1]}")
+        return default
+
+    def endpoints(self) -> tuple[str, ...]:
+        text = self.text(environment.ENDPOINTS)
+        urls = tuple(url.strip().rstrip("/") for url in text.split(",") if url.strip())
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in {"http", "https"} or not parts.hostname:
+                wanted = "must be http:// or https:// URLs separated by commas"
+                self._refuse(environment.ENDPOINTS, wanted, text, "none: the operator is not told anything")
+                return ()
+        return urls
+
+    def prefix(self) -> str:
+        text = self.text(environment.PREFIX) or DEFAULT_PREFIX
+        try:
+            Keys(text)
+        except ValueError as error:
+            self._refuse(environment.PREFIX, str(error).partition(": ")[2], text, DEFAULT_PREFIX)
+            return DEFAULT_PREFIX
+        return text
+
+    def check_budget(self, settings: Settings) -> None:
+        needed_s = settings.durations.budget_s + environment.EXIT_MARGIN_S
+        if settings.grace_period_s is None or settings.grace_period_s >= needed_s:
+            return
+        durations = settings.durations
+        self.problems.append(
+            f"terminationGracePeriodSeconds is {settings.grace_period_s:g}, but a drain may take "
+            f"{durations.quiesce_s:g} (quiesce) + {durations.drain_timeout_s:g} (drain timeout) + "
+            f"{durations.cancel_grace_s:g} (cancel grace) + {environment.EXIT_MARGIN_S:g} (exit) = {needed_s:g} s: "
+            "raise the one or lower the others, or the kubelet kills the process before it is drained"
+        )
+
+    def _refuse(self, name: str, wanted: str, found: str, instead: str) -> None:
+        self.problems.append(f"{name}: {wanted}, not {found!r}; using {instead}")

@@ -1,0 +1,184 @@
+import http.client
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from ebbtide.admin import AdminServer
+from ebbtide.exposition import Numbers
+from ebbtide.machine import Source
+from ebbtide.protocol import PodState
+
+
+class View:
+    """A runtime that serves, drains when told to, and is drained when the test says so."""
+
+    def __init__(self) -> None:
+        self.state = PodState.SERVING
+        self.drained = threading.Event()
+        self.asked: list[tuple[Source, bool]] = []
+        self.returns = True
+        self.lives = True
+
+    @property
+    def ready(self) -> bool:
+        return self.state is PodState.SERVING
+
+    def alive(self) -> bool:
+        return self.lives
+
+    def drain_view(self) -> Mapping[str, Any]:
+        return {"state": self.state, "active": 2}
+
+    def tasks(self) -> Sequence[Mapping[str, Any]]:
+        return [{"id": 7, "name": "order-42", "kind": "task", "scope": "orders", "age_s": 1.5, "state": "running"}]
+
+    def request_drain(self, source: Source, text: str, *, leave: bool) -> None:
+        self.asked.append((source, leave))
+        self.state = PodState.DRAINING
+
+    def request_undrain(self) -> bool:
+        return self.returns
+
+    def wait_drained(self, timeout_s: float) -> bool:
+        return self.drained.wait(timeout_s)
+
+    def sample(self) -> Numbers:
+        return Numbers(state=self.state, active=2, oldest_age_s=1.5, tally={"finished": 3})
+
+
+@pytest.fixture
+def view() -> View:
+    return View()
+
+
+class Client:
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def ask(self, method: str, path: str, token: str | None = None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request(method, path, headers={"Authorization": f"Bearer {token}"} if token else {})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+
+def serve(view: View, token: str = "") -> Iterator[Client]:
+    server = AdminServer(view, "127.0.0.1", 0, token)
+    port = server.start()
+    assert port is not None
+    yield Client(port)
+    server.stop()
+
+
+@pytest.fixture
+def client(view: View) -> Iterator[Client]:
+    yield from serve(view)
+
+
+@pytest.fixture
+def guarded(view: View) -> Iterator[Client]:
+    yield from serve(view, "secret")
+
+
+def test_readiness_follows_the_state_and_liveness_does_not(view: View, client: Client) -> None:
+    assert client.ask("GET", "/readyz") == (200, "Serving\n")
+    view.state = PodState.QUIESCING
+    assert client.ask("GET", "/readyz") == (503, "Quiescing\n")
+    assert client.ask("GET", "/livez") == (200, "ok\n")
+    view.lives = False
+    assert client.ask("GET", "/livez")[0] == 500
+
+
+def test_prestop_starts_a_drain_and_answers_when_it_is_over(view: View, client: Client) -> None:
+    answers: list[tuple[int, str]] = []
+    hook = threading.Thread(target=lambda: answers.append(client.ask("GET", "/drain?start=prestop&wait=30")))
+    hook.start()
+    while not view.asked:
+        assert hook.is_alive()
+    assert not answers
+    view.drained.set()
+    hook.join(10)
+    assert answers[0][0] == 200
+    assert view.asked == [(Source.PRESTOP, True)]
+
+
+def test_prestop_gives_up_when_its_time_is_over(client: Client) -> None:
+    assert client.ask("GET", "/drain?start=prestop&wait=0.01")[0] == 202
+
+
+def test_a_person_can_start_a_drain_and_take_it_back(view: View, client: Client) -> None:
+    assert client.ask("POST", "/drain")[0] == 202
+    assert view.asked == [(Source.API, False)]
+    assert client.ask("DELETE", "/drain")[0] == 200
+    view.returns = False
+    assert client.ask("DELETE", "/drain")[0] == 409
+
+
+def test_looking_at_the_drain_starts_none(view: View, client: Client) -> None:
+    status, body = client.ask("GET", "/drain")
+    assert (status, json.loads(body)) == (200, {"state": "Serving", "active": 2})
+    assert view.asked == []
+
+
+@pytest.mark.parametrize("path", ["/drain?start=now", "/drain?start=prestop&wait=soon", "/drain?start=prestop&wait=-1"])
+def test_a_wrong_parameter_is_named_and_starts_nothing(view: View, client: Client, path: str) -> None:
+    status, body = client.ask("GET", path)
+    assert status == 400
+    assert body.split(":")[0] in {"start", "wait"}
+    assert view.asked == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/drain"),
+        ("GET", "/drain?start=prestop&wait=1"),
+        ("POST", "/drain"),
+        ("DELETE", "/drain"),
+        ("GET", "/debug/tasks"),
+    ],
+)
+def test_everything_but_probes_and_metrics_needs_the_token(view: View, guarded: Client, method: str, path: str) -> None:
+    assert guarded.ask(method, path)[0] == 401
+    assert guarded.ask(method, path, token="wrong")[0] == 401
+    assert view.asked == []
+    view.drained.set()
+    assert guarded.ask(method, path, token="secret")[0] in {200, 202}
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
+def test_probes_and_metrics_need_no_token(guarded: Client, path: str) -> None:
+    assert guarded.ask("GET", path)[0] == 200
+
+
+def test_tasks_are_listed_for_people_and_for_programs(client: Client) -> None:
+    text = client.ask("GET", "/debug/tasks")[1]
+    assert "1 tasks in flight, state Serving" in text
+    assert "order-42" in text
+    assert json.loads(client.ask("GET", "/debug/tasks?format=json")[1])["tasks"][0]["id"] == 7
+
+
+def test_metrics_have_help_and_type_and_every_state(client: Client) -> None:
+    page = client.ask("GET", "/metrics")[1]
+    names = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
+    assert names == {line.split()[2] for line in page.splitlines() if line.startswith("# HELP")}
+    assert 'ebbtide_tasks_total{outcome="finished"} 3' in page
+    assert page.count("ebbtide_state{") == len(PodState)
+
+
+def test_a_taken_port_is_reported_and_the_application_goes_on(view: View, client: Client, caplog: Any) -> None:
+    with caplog.at_level(logging.ERROR, "ebbtide"):
+        assert AdminServer(view, "127.0.0.1", client.port).start() is None
+    assert "EBBTIDE_ADMIN_ADDRESS" in caplog.text
+
+
+def test_unknown_paths_and_methods_are_refused(client: Client) -> None:
+    assert client.ask("GET", "/")[0] == 404
+    assert client.ask("PUT", "/drain")[0] == 501

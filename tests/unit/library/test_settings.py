@@ -1,0 +1,59 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebbtide import environment
+from ebbtide.settings import Settings
+
+VARIABLES = [
+    name for name in vars(environment) if name.isupper() and str(vars(environment)[name]).startswith("EBBTIDE_")
+]
+
+
+def test_an_empty_environment_is_a_process_outside_kubernetes() -> None:
+    settings = Settings.from_env({})
+    assert settings == Settings()
+    assert not settings.has_store
+    assert settings.problems == ()
+
+
+@given(st.dictionaries(st.sampled_from([vars(environment)[name] for name in VARIABLES]), st.text(max_size=30)))
+def test_no_environment_keeps_an_application_from_starting(environ: dict[str, str]) -> None:
+    settings = Settings.from_env(environ)
+    assert settings.durations.budget_s >= 0
+    assert 0 <= settings.admin_port < 65536
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (environment.DRAIN_TIMEOUT, "soon"),
+        (environment.DRAIN_TIMEOUT, "-1"),
+        (environment.DRAIN_TIMEOUT, "nan"),
+        (environment.ADMIN_ADDRESS, "8471"),
+        (environment.ADMIN_ADDRESS, "localhost:http"),
+        (environment.ENDPOINTS, "ebbtide:443"),
+        (environment.PREFIX, "ebbtide/"),
+    ],
+)
+def test_a_wrong_value_names_its_variable_and_what_is_used_instead(name: str, value: str) -> None:
+    (problem,) = Settings.from_env({name: value}).problems
+    assert problem.startswith(f"{name}: must ")
+    assert repr(value) in problem
+    assert "; using " in problem
+
+
+def test_an_ipv6_address_is_read_without_its_brackets() -> None:
+    settings = Settings.from_env({environment.ADMIN_ADDRESS: "[::]:8471"})
+    assert (settings.admin_host, settings.admin_port) == ("::", 8471)
+
+
+def test_a_grace_period_that_is_too_short_names_every_number() -> None:
+    environ = {environment.GRACE_PERIOD: "30", environment.QUIESCE: "5", environment.DRAIN_TIMEOUT: "60"}
+    (problem,) = Settings.from_env(environ).problems
+    assert "terminationGracePeriodSeconds is 30" in problem
+    assert "5 (quiesce) + 60 (drain timeout) + 10 (cancel grace) + 5 (exit) = 80 s" in problem
+
+
+def test_a_grace_period_that_fits_is_no_problem() -> None:
+    assert Settings.from_env({environment.GRACE_PERIOD: "80"}).problems == ()

@@ -1,0 +1,73 @@
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+from ebbtide.signals import Signals
+
+
+@pytest.fixture(autouse=True)
+def untouched() -> object:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_an_earlier_handler_runs_too() -> None:
+    seen: list[str] = []
+    signal.signal(signal.SIGTERM, lambda *_: seen.append("server"))
+    signals = Signals(lambda name, count: seen.append(f"{name} {count}"))
+    assert signals.install()
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    assert seen == ["SIGTERM 1", "server", "SIGTERM 2", "server"]
+
+
+def test_uninstalling_puts_the_earlier_handler_back() -> None:
+    seen: list[str] = []
+    signal.signal(signal.SIGTERM, lambda *_: seen.append("server"))
+    signals = Signals(lambda *_: seen.append("ours"))
+    signals.install()
+    signals.uninstall()
+    signal.raise_signal(signal.SIGTERM)
+    assert seen == ["server"]
+
+
+def test_a_later_handler_of_somebody_else_is_noticed_and_not_removed() -> None:
+    signals = Signals(lambda *_: None)
+    signals.install()
+    later = signal.signal(signal.SIGTERM, lambda *_: None)
+    assert later is not None
+    assert signals.displaced == ("SIGTERM",)
+    present = signal.getsignal(signal.SIGTERM)
+    signals.uninstall()
+    assert signal.getsignal(signal.SIGTERM) is present
+
+
+def test_outside_the_main_thread_nothing_is_installed() -> None:
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(Signals(lambda *_: None).install()))
+    thread.start()
+    thread.join()
+    assert answers == [False]
+
+
+def test_the_handlers_of_an_event_loop_still_run() -> None:
+    script = textwrap.dedent("""
+        import asyncio, os, signal
+        from ebbtide.signals import Signals
+        async def main():
+            loop, stop, ours = asyncio.get_running_loop(), asyncio.Event(), []
+            loop.add_signal_handler(signal.SIGTERM, stop.set)
+            Signals(lambda name, count: ours.append(name)).install()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(stop.wait(), 5)
+            print(ours)
+        asyncio.run(main())
+    """)
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True)
+    assert answer.stdout.strip() == "['SIGTERM']"
