@@ -71,7 +71,11 @@ class PodInformer:
         Without this, a decision made before the watch caught up would repeat the write.
         """
         pod = msgspec.convert(document, Pod)
-        if pod.metadata.uid in self._pods or names.MANAGED in pod.metadata.labels:
+        # A pod that is not here may be gone already: then the watch is further than this answer.
+        is_new = names.MANAGED in pod.metadata.labels and _number(pod.metadata.resource_version) > _number(
+            self._version
+        )
+        if pod.metadata.uid in self._pods or is_new:
             self._store(pod)
 
     async def run(self) -> None:
@@ -144,7 +148,7 @@ class PodInformer:
 
     def _store(self, pod: Pod) -> None:
         new = view(pod)
-        version = int(pod.metadata.resource_version or 0)
+        version = _number(pod.metadata.resource_version)
         # The watch repeats what `observe` saw, and what happened before it.
         if version < self._versions.get(new.uid, 0):
             return
@@ -166,3 +170,7 @@ class PodInformer:
                 del self._by_owner[old.owner_uid]
         if gone is not None:
             self._on_change(gone)
+
+
+def _number(resource_version: str) -> int:
+    return int(resource_version or 0)

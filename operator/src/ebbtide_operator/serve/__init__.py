@@ -1,0 +1,1 @@
+"""HTTP: what the API server, pods, probes and Prometheus ask."""
