@@ -5,6 +5,7 @@ Pure: no clock, no I/O. Times are Unix seconds.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -105,25 +106,23 @@ class History:
     def __init__(self, deployment: str, events: Iterable[PodEvent]) -> None:
         self.deployment = deployment
         self._events = [event for event in events if event.pod.deployment == deployment]
-
-    def states(self) -> list[tuple[float, dict[str, Pod]]]:
-        """Return the pods by name after each event, with its time."""
+        self._times: list[float] = []
+        self._states: list[dict[str, Pod]] = []
         pods: dict[str, Pod] = {}
-        states = []
         for event in self._events:
             pods = {**pods, event.pod.name: event.pod}
             if event.gone:
                 del pods[event.pod.name]
-            states.append((event.at, pods))
-        return states
+            self._times.append(event.at)
+            self._states.append(pods)
 
     def at(self, moment: float) -> dict[str, Pod]:
         """Return the pods by name as they were at a moment."""
-        before = [pods for at, pods in self.states() if at <= moment]
-        return before[-1] if before else {}
+        index = bisect_right(self._times, moment)
+        return self._states[index - 1] if index else {}
 
     def _within(self, start: float, end: float) -> list[dict[str, Pod]]:
-        return [self.at(start), *(pods for at, pods in self.states() if start < at <= end)]
+        return [self.at(start), *self._states[bisect_right(self._times, start) : bisect_right(self._times, end)]]
 
     def peak_pods(self, start: float, end: float) -> int:
         """Return the largest number of pods that existed at once, terminating ones included."""
@@ -135,7 +134,8 @@ class History:
 
     def reached_at(self, goal: Goal, start: float) -> float | None:
         """Return when a goal was first reached, not before `start`; None: never."""
-        for at, pods in [(start, self.at(start)), *((at, pods) for at, pods in self.states() if at > start)]:
+        first = bisect_right(self._times, start)
+        for at, pods in [(start, self.at(start)), *zip(self._times[first:], self._states[first:], strict=True)]:
             if goal.reached(list(pods.values())):
                 return at
         return None

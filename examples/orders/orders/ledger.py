@@ -26,7 +26,6 @@ class Run:
     stopped_at: float | None = None
     """When the last order was sent; None while it goes on."""
     orders: dict[str, OrderRecord] = field(default_factory=dict)
-    pod_marks: list[Mark] = field(default_factory=list)
 
 
 class Ledger:
@@ -40,6 +39,7 @@ class Ledger:
         self._clock = clock
         self._runs: dict[str, Run] = {}
         self._orders: dict[str, OrderRecord] = {}
+        self._pod_marks: list[Mark] = []
         self.stray_marks = 0
         """Marks about orders that no run knows: pods that outlived a restart of this process."""
 
@@ -64,9 +64,8 @@ class Ledger:
     def mark(self, mark: Mark) -> None:
         """Take a mark from a pod; a mark that is delivered twice changes nothing."""
         if not mark.order:
-            for run in self._runs.values():
-                if run.stopped_at is None and mark not in run.pod_marks:
-                    run.pod_marks.append(mark)
+            if mark not in self._pod_marks:
+                self._pod_marks.append(mark)
             return
         order = self._orders.get(mark.order)
         if order is None:
@@ -98,9 +97,9 @@ class Ledger:
         }
 
     def dump(self, run: Run) -> dict[str, Any]:
-        """Return the whole run as JSON."""
+        """Return the whole run as JSON, and what pods said about themselves since it began."""
         return {
             **self.summary(run),
             "orders": [order.to_json() for order in run.orders.values()],
-            "pod_marks": [asdict(mark) for mark in run.pod_marks],
+            "pod_marks": [asdict(mark) for mark in self._pod_marks if mark.at >= run.started_at],
         }

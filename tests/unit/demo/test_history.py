@@ -12,8 +12,8 @@ def pod(name: str, template: str = "old", **changes: object) -> Pod:
     return replace(Pod(name, "orders", template, ready=True), **changes)  # type: ignore[arg-type]
 
 
-def gone(at: float, name: str, **changes: object) -> PodEvent:
-    return PodEvent(at, pod(name, terminating=True, **changes), gone=True)
+def gone(at: float, name: str, draining_since: float | None = None) -> PodEvent:
+    return PodEvent(at, pod(name, terminating=True, draining_since=draining_since), gone=True)
 
 
 ROLLOUT = [
