@@ -8,20 +8,22 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from charts.dashboards.verify import QueryResult
+from examples.orders.orders.app import Mode
 from tests.localcluster import Cluster
 
 from .audit import AuditTail
 from .cluster_api import CommandError, Kubectl, LoadControl, service_path
 from .dashboard import as_json, check_dashboard
-from .manifests import MONITORING, ROOT, SHOP, SUBJECTS
+from .manifests import MONITORING, ROOT, SHOP, SUBJECTS, Subject
 from .progress import Progress
 from .results import Row, measure
 from .scenes import Pace, SceneError, Stage, record, scenes
@@ -64,7 +66,15 @@ class Findings:
         }
 
 
-async def play(cluster: Cluster, pace: Pace, findings: Findings, progress: Progress, *, quick: bool) -> None:
+async def play(
+    cluster: Cluster,
+    subjects: Sequence[Subject],
+    pace: Pace,
+    findings: Findings,
+    progress: Progress,
+    *,
+    quick: bool,
+) -> None:
     """Play all scenes and fill in the findings; those of scenes before an error stay.
 
     Raises:
@@ -77,7 +87,7 @@ async def play(cluster: Cluster, pace: Pace, findings: Findings, progress: Progr
         async with PodWatch(session, api, SHOP) as watch:
             load = LoadControl(session, api + service_path(SHOP, "load", 8090))
             audit = AuditTail(cluster.audit_log) if cluster.audit_log else None
-            stage = Stage(kubectl, watch, load, audit, SUBJECTS, pace, progress.say)
+            stage = Stage(kubectl, watch, load, audit, subjects, pace, progress.say)
             follower = asyncio.create_task(progress.follow(stage))
             try:
                 for number, scene in enumerate(scenes(pace, quick=quick), start=1):
@@ -121,6 +131,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cluster", default="ebbtide-demo", metavar="NAME", help="local cluster (ebbtide-demo)")
     parser.add_argument("--quick", action="store_true", help="6 replicas, the rollout alone")
     parser.add_argument("--replicas", type=int, metavar="N", help="of each Deployment (12; quick: 6); the load follows")
+    parser.add_argument(
+        "--plain-as-process-1",
+        action="store_true",
+        help="run the plain service without an init: it then ignores SIGTERM and stays for its grace period",
+    )
     parser.add_argument("--result", type=Path, metavar="FILE", help="JSON file (build/demo/result-<time>.json)")
     return parser.parse_args(argv)
 
@@ -135,6 +150,13 @@ def choose_pace(arguments: argparse.Namespace) -> Pace:
     return Pace(arguments.replicas, pace.rate * arguments.replicas / pace.replicas, pace.warm_up_s)
 
 
+def choose_subjects(arguments: argparse.Namespace) -> tuple[Subject, ...]:
+    """Return the Deployments to compare."""
+    return tuple(
+        replace(subject, process_1=arguments.plain_as_process_1 and subject.mode is Mode.PLAIN) for subject in SUBJECTS
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; 0: all promises kept, 1: one was broken, 2: it could not be played to its end."""
     arguments = parse_arguments(argv)
@@ -147,11 +169,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     cluster = start_cluster(arguments.cluster, progress.say)
     install_ebbtide(cluster, progress.say)
-    deploy(cluster, SUBJECTS, pace.replicas, progress.say)
+    subjects = choose_subjects(arguments)
+    deploy(cluster, subjects, pace.replicas, progress.say)
     findings = Findings()
     broken = False
     try:
-        asyncio.run(play(cluster, pace, findings, progress, quick=arguments.quick))
+        asyncio.run(play(cluster, subjects, pace, findings, progress, quick=arguments.quick))
     except (SceneError, WatchTimeoutError, CommandError, aiohttp.ClientError, TimeoutError) as error:
         broken = True
         findings.problems.append(f"the demo could not go on: {error}")

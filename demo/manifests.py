@@ -41,6 +41,8 @@ class Subject:
     annotations: Mapping[str, str] = field(default_factory=dict)
     """On the Deployment."""
     pod_annotations: Mapping[str, str] = field(default_factory=dict)
+    process_1: bool = False
+    """Whether the service is process 1 of its container, without an init, and so hears no SIGTERM by default."""
 
     @property
     def managed(self) -> bool:
@@ -78,6 +80,7 @@ def orders(subject: Subject, replicas: int, image: str) -> list[Manifest]:
     template = deployment["spec"]["template"]
     template["metadata"] = {"labels": labels, "annotations": dict(subject.pod_annotations)}
     template["spec"]["terminationGracePeriodSeconds"] = subject.grace_period_s
+    template["spec"]["shareProcessNamespace"] = not subject.process_1
     (container,) = template["spec"]["containers"]
     container["image"] = image
     for variable in container["env"]:
