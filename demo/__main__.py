@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
@@ -10,60 +9,26 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
-from charts.dashboards.verify import QueryResult
-from examples.orders.orders.app import Mode
 from tests.localcluster import Cluster
 
 from .audit import AuditTail
 from .cluster_api import CommandError, Kubectl, LoadControl, service_path
-from .dashboard import as_json, check_dashboard
-from .manifests import MONITORING, ROOT, SHOP, SUBJECTS, Subject
+from .dashboard import check_dashboard
+from .findings import Findings
+from .manifests import MONITORING, ROOT, SHOP, Subject
+from .options import choose_pace, choose_subjects, parse_arguments
 from .progress import Progress
-from .results import Row, measure
+from .results import measure
 from .scenes import Pace, SceneError, Stage, record, scenes
 from .setup import OPERATOR_NAMESPACE, deploy, install_ebbtide, start_cluster
 from .table import render
 from .watch import PodWatch, WatchTimeoutError
 
-QUICK = Pace(replicas=6, rate=4.5, warm_up_s=10.0)
 REQUEST_TIMEOUT_S = 30.0
-
-
-@dataclass(slots=True)
-class Findings:
-    """What the demo found out, so far."""
-
-    began_at: float = field(default_factory=time.time)
-    rows: list[Row] = field(default_factory=list)
-    dashboard: list[QueryResult] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def judge(self) -> None:
-        """Turn what must not be into problems; only the managed Deployment has promises to keep."""
-        managed = {subject.name for subject in SUBJECTS if subject.managed}
-        for row in self.rows:
-            if row.deployment in managed and not row.kept:
-                what = f"{row.lost} lost, {row.duplicated} duplicated, {row.open} undecided"
-                when = "not over in time" if row.over_s is None else "over in time"
-                self.problems.append(f"{row.scene}: {row.deployment}: {what}, {when}")
-        empty = sorted({result.panel for result in self.dashboard if result.empty})
-        if empty:
-            self.problems.append(f"dashboard: no data in {', '.join(empty)}")
-
-    def to_json(self, pace: Pace) -> dict[str, Any]:
-        return {
-            "began_at": self.began_at,
-            "pace": asdict(pace),
-            "rows": [row.to_json() for row in self.rows],
-            "dashboard": as_json(self.dashboard),
-            "problems": self.problems,
-        }
 
 
 async def play(
@@ -121,39 +86,6 @@ def where_next(cluster: Cluster, result: Path, name: str) -> str:
             f"  {result}   # all figures; docs/demo.md says what each means",
             f"  make demo-down NAME={name}",
         ]
-    )
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo", description="Three ways to end a pod, side by side, under load, on a real cluster."
-    )
-    parser.add_argument("--cluster", default="ebbtide-demo", metavar="NAME", help="local cluster (ebbtide-demo)")
-    parser.add_argument("--quick", action="store_true", help="6 replicas, the rollout alone")
-    parser.add_argument("--replicas", type=int, metavar="N", help="of each Deployment (12; quick: 6); the load follows")
-    parser.add_argument(
-        "--plain-as-process-1",
-        action="store_true",
-        help="run the plain service without an init: it then ignores SIGTERM and stays for its grace period",
-    )
-    parser.add_argument("--result", type=Path, metavar="FILE", help="JSON file (build/demo/result-<time>.json)")
-    return parser.parse_args(argv)
-
-
-def choose_pace(arguments: argparse.Namespace) -> Pace:
-    """Return the pace; with other replicas the orders in flight on each pod stay the same."""
-    pace = QUICK if arguments.quick else Pace()
-    if arguments.replicas is None:
-        return pace
-    if not 2 <= arguments.replicas <= 100:
-        raise ValueError(f"--replicas: must be between 2 and 100, not {arguments.replicas}")
-    return Pace(arguments.replicas, pace.rate * arguments.replicas / pace.replicas, pace.warm_up_s)
-
-
-def choose_subjects(arguments: argparse.Namespace) -> tuple[Subject, ...]:
-    """Return the Deployments to compare."""
-    return tuple(
-        replace(subject, process_1=arguments.plain_as_process_1 and subject.mode is Mode.PLAIN) for subject in SUBJECTS
     )
 
 
