@@ -5,7 +5,7 @@ Adapters live in `cluster/` and `store/`. Tests use the memory adapters, which p
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,7 +85,7 @@ class Store(Protocol):
     async def revoke(self, lease: int) -> None:
         """End a lease and delete its keys; an expired one is no error."""
 
-    def watch(self, prefix: str, after: int) -> AsyncIterator[Sequence[Changed | Removed | Resync]]:
+    def watch(self, prefix: str, after: int) -> AsyncGenerator[Sequence[Changed | Removed | Resync], None]:
         """Yield what happens under a prefix after a revision, without a gap, until closed.
 
         It reconnects by itself; each batch is one store response, so all events of one transaction come together.

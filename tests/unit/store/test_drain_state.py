@@ -1,0 +1,497 @@
+import asyncio
+import contextlib
+
+import pytest
+
+from ebbtide.protocol import (
+    Desired,
+    DrainRecord,
+    Keys,
+    Order,
+    Outcome,
+    Phase,
+    PodState,
+    Report,
+    Request,
+    RolloutPhase,
+)
+from ebbtide_operator.core.model import WorkloadKey
+from ebbtide_operator.ports import Delete, Deposed, Put, StoreUnavailable
+from ebbtide_operator.store import drain_state as module
+from ebbtide_operator.store.drain_state import MirroredDrainState
+from ebbtide_operator.store.memory import MemoryStore
+
+KEYS = Keys()
+ORDERS = WorkloadKey("shop", "deployment", "orders")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def an_order(epoch: int, generation: int = 1) -> Order:
+    return Order(desired=Desired.DRAIN, generation=generation, epoch=epoch)
+
+
+def a_report(**changes) -> Report:
+    return Report(**{"state": PodState.SERVING, "sequence": 1, "boot_id": "b", **changes})
+
+
+def a_record(uid: str, ended_at: float, **changes) -> DrainRecord:
+    return DrainRecord(
+        **{"pod": f"orders-{uid}", "uid": uid, "outcome": Outcome.CLEAN, "reason": "r", "ended_at": ended_at, **changes}
+    )
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store():
+    return MemoryStore()
+
+
+class Told:
+    """What listeners were told."""
+
+    def __init__(self) -> None:
+        self.calls: list = []
+
+    def __call__(self, namespace, uid, workload) -> None:
+        self.calls.append((namespace, uid, workload))
+
+
+@contextlib.asynccontextmanager
+async def running(store, clock, told=None):
+    state = MirroredDrainState(store, told or Told(), clock=clock)
+    task = asyncio.create_task(state.run())
+    await state.synced()
+    try:
+        yield state
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+async def state(store, clock):
+    async with running(store, clock) as running_state:
+        yield running_state
+
+
+async def seen(state: MirroredDrainState, store: MemoryStore) -> None:
+    """Wait until the mirror has everything that the store has."""
+    async with asyncio.timeout(10):
+        await state.mirror.reached(store.revision)
+
+
+async def report(store: MemoryStore, uid: str, value: bytes | None = None, lease: int = 0) -> None:
+    await store.transact([], [Put(KEYS.report("shop", uid), value or a_report().encode(), lease)])
+
+
+# --- reads
+
+
+async def test_a_report_is_live_while_its_lease_is(state, store, clock):
+    lease = await store.grant(60)
+    await report(store, "u1", lease=lease)
+    await seen(state, store)
+    view = state.report("shop", "u1")
+    assert (view.report, view.live, view.received_at) == (a_report(), True, clock.now)
+    await store.revoke(lease)
+    await seen(state, store)
+    assert state.report("shop", "u1") is None
+
+
+async def test_a_final_report_outlives_the_lease_and_is_not_live(state, store):
+    lease = await store.grant(60)
+    await report(store, "u1", lease=lease)
+    await report(store, "u1", a_report(state=PodState.DRAINED).encode())
+    await store.revoke(lease)
+    await seen(state, store)
+    view = state.report("shop", "u1")
+    assert view.report.state is PodState.DRAINED
+    assert not view.live
+
+
+async def test_reads_are_by_namespace(state, store):
+    await state.lead("me")
+    await state.send_order("shop", "u1", an_order(state.epoch))
+    assert set(state.orders("shop")) == {"u1"}
+    assert state.orders("bank") == {}
+    assert state.order("bank", "u1") is None
+    assert state.requested("bank") == frozenset()
+
+
+async def test_a_phase_comes_with_its_revision_and_when_it_was_seen(state, store, clock):
+    await state.lead("me")
+    phase = Phase(phase=RolloutPhase.ROLLING_OUT, revision="4")
+    await state.publish_phase(ORDERS, phase)
+    clock.now += 5
+    await seen(state, store)
+    key_value = await store.get(KEYS.phase("shop", "deployment", "orders"))
+    assert state.phase(ORDERS) == (phase, key_value.mod_revision, clock.now - 5)
+    await state.remove_phase(ORDERS)
+    assert state.phase(ORDERS) is None
+
+
+async def test_what_was_there_before_is_read_at_the_start(store, clock):
+    await report(store, "u1")
+    told = Told()
+    async with running(store, clock, told) as state:
+        assert state.report("shop", "u1").report == a_report()
+        assert told.calls == [("shop", "u1", None)]
+
+
+async def test_a_write_is_read_back_at_once(state, store):
+    await state.lead("me")
+    order = an_order(state.epoch)
+    await state.send_order("shop", "u1", order)
+    assert state.order("shop", "u1") == order
+    await state.forget("shop", "u1")
+    assert state.order("shop", "u1") is None
+
+
+# --- who is told
+
+
+async def test_each_change_is_told_with_its_pod_or_workload(store, clock):
+    told = Told()
+    async with running(store, clock, told) as state:
+        await state.lead("me")
+        await report(store, "u1")
+        await seen(state, store)
+        await state.publish_phase(ORDERS, Phase(phase=RolloutPhase.STABLE))
+        await seen(state, store)
+        await state.forget("shop", "u1")
+        await seen(state, store)
+    assert told.calls == [("shop", "u1", None), ("shop", None, "deployment/orders"), ("shop", "u1", None)]
+
+
+async def test_a_listener_that_fails_does_not_end_the_mirror(store, clock, caplog):
+    def fails(namespace, uid, workload) -> None:
+        raise RuntimeError("no")
+
+    async with running(store, clock, fails) as state:
+        await report(store, "u1")
+        await report(store, "u2")
+        await seen(state, store)
+        assert state.report("shop", "u2") is not None
+    assert "store.listener.failed" in caplog.text
+
+
+async def test_a_compaction_tells_only_what_differs(store, clock):
+    told = Told()
+    await report(store, "gone")
+    await report(store, "same")
+    async with running(store, clock, told) as state:
+        told.calls.clear()
+        received_at = state.report("shop", "same").received_at
+        clock.now += 60
+        # Nothing here gives way to the watch before the history is gone.
+        await store.transact([], [Put(KEYS.report("shop", "new"), a_report().encode())])
+        await store.transact([], [Delete(KEYS.report("shop", "gone"))])
+        store.compact()
+        await seen(state, store)
+        assert sorted(told.calls) == [("shop", "gone", None), ("shop", "new", None)]
+        assert state.report("shop", "gone") is None
+        assert state.report("shop", "same").received_at == received_at
+
+
+# --- records that cannot be read
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"\xff\x00", b"[]", b'{"v":2}', b'{"state":"Flying","sequence":1,"boot_id":"b"}', b'{"sequence":1}']
+)
+async def test_a_bad_report_is_as_good_as_none(state, store, value, caplog):
+    await report(store, "u1")
+    await report(store, "u2")
+    await report(store, "u1", value)
+    await report(store, "u1", value + b" ")
+    await seen(state, store)
+    assert state.report("shop", "u1") is None
+    assert state.report("shop", "u2") is not None
+    assert set(state.quarantined) == {KEYS.report("shop", "u1")}
+    assert caplog.text.count("store.record.unreadable") == 1
+    await report(store, "u1")
+    await seen(state, store)
+    assert state.report("shop", "u1").report == a_report()
+    assert state.quarantined == {}
+
+
+@pytest.mark.parametrize("key", ["orders/shop", "orders/shop/u/1", "orders//u", "phases/shop/orders", "nonsense"])
+async def test_a_key_of_no_kind_is_set_aside(state, store, key):
+    name = f"{KEYS.prefix}/{key}"
+    await store.transact([], [Put(name, b"{}")])
+    await seen(state, store)
+    assert set(state.quarantined) == {name}
+    await store.transact([], [Delete(name)])
+    await report(store, "u1")
+    await seen(state, store)
+    assert state.quarantined == {}
+
+
+# --- leadership
+
+
+async def test_who_does_not_lead_cannot_write(state):
+    with pytest.raises(Deposed):
+        await state.send_order("shop", "u1", an_order(0))
+    with pytest.raises(Deposed):
+        await state.forget("shop", "u1")
+
+
+async def test_a_deposed_leader_is_refused_by_the_store(store, clock):
+    async with running(store, clock) as old, running(store, clock) as new:
+        first = await old.lead("old")
+        await old.send_order("shop", "u1", an_order(first))
+        second = await new.lead("new")
+        assert second > first
+        assert old.epoch == first  # it does not know yet
+        with pytest.raises(Deposed):
+            await old.send_order("shop", "u2", an_order(first))
+        assert old.epoch == 0
+        assert await store.get(KEYS.order("shop", "u2")) is None
+        await new.send_order("shop", "u2", an_order(second))
+        assert new.leader == "new"
+
+
+async def test_an_order_of_an_earlier_epoch_is_refused_even_by_the_same_leader(state):
+    first = await state.lead("me")
+    second = await state.lead("me")
+    with pytest.raises(Deposed):
+        await state.send_order("shop", "u1", an_order(first))
+    await state.send_order("shop", "u1", an_order(second))
+
+
+async def test_a_new_leader_has_read_what_earlier_ones_wrote(store, clock):
+    async with running(store, clock) as old, running(store, clock) as new:
+        await old.lead("old")
+        for number in range(200):
+            await old.send_order("shop", f"u{number}", an_order(old.epoch))
+        await new.lead("new")
+        assert len(new.orders("shop")) == 200
+
+
+async def test_a_leader_that_resigned_leaves_no_key(state, store):
+    await state.lead("me")
+    await state.resign()
+    assert state.epoch == 0
+    assert await store.get(KEYS.leader) is None
+    await state.resign()
+
+
+async def test_a_leader_whose_lease_ended_is_deposed(state, store):
+    await state.lead("me")
+    await store.revoke((await store.get(KEYS.leader)).lease)
+    with pytest.raises(Deposed):
+        await state.renew()
+    assert state.epoch == 0
+
+
+async def test_leadership_is_held_through_a_lost_lease_and_given_back(state, store, monkeypatch):
+    monkeypatch.setattr("ebbtide_operator.store.leadership.RETRY_S", 0.01)
+    epochs: asyncio.Queue[int] = asyncio.Queue()
+    task = asyncio.create_task(state.hold_leadership("me", began=epochs.put_nowait))
+    async with asyncio.timeout(10):
+        first = await epochs.get()
+        await store.revoke((await store.get(KEYS.leader)).lease)
+        with pytest.raises(Deposed):
+            await state.forget("shop", "u1")
+        second = await epochs.get()
+    assert second > first
+    assert state.epoch == second
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await store.get(KEYS.leader) is None
+
+
+async def test_who_is_not_elected_any_more_does_not_take_it_back(state, store, monkeypatch):
+    monkeypatch.setattr("ebbtide_operator.store.leadership.RETRY_S", 0.01)
+    asked = asyncio.Event()
+    elected = True
+
+    def may_lead() -> bool:
+        asked.set()
+        return elected
+
+    began = asyncio.Event()
+    task = asyncio.create_task(state.hold_leadership("me", may_lead=may_lead, began=lambda epoch: began.set()))
+    async with asyncio.timeout(10):
+        await began.wait()
+        elected = False
+        asked.clear()
+        await store.revoke((await store.get(KEYS.leader)).lease)
+        with pytest.raises(Deposed):
+            await state.forget("shop", "u1")
+        await asked.wait()
+    assert await store.get(KEYS.leader) is None
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+# --- writes
+
+
+async def test_a_pod_is_forgotten_in_one_step(state, store):
+    await state.lead("me")
+    await state.send_order("shop", "u1", an_order(state.epoch))
+    await report(store, "u1")
+    await state.post_request("shop", "u1", "replicaset-controller")
+    await report(store, "u2")
+    before = store.revision
+    await state.forget("shop", "u1")
+    assert store.revision == before + 1
+    assert [item.key for item in (await store.range(f"{KEYS.prefix}/"))[0]] == [KEYS.leader, KEYS.report("shop", "u2")]
+
+
+async def test_history_is_bounded_by_workload(state, store, monkeypatch):
+    monkeypatch.setattr(module, "RECORDS_PER_WORKLOAD", 5)
+    await state.lead("me")
+    other = WorkloadKey("shop", "deployment", "other")
+    await state.write_record(other, a_record("x", 1.0))
+    for number in range(12):
+        await state.write_record(ORDERS, a_record(f"u{number}", 100.0 + number))
+    await seen(state, store)
+    assert [record.uid for record in state.records(ORDERS)] == ["u11", "u10", "u9", "u8", "u7"]
+    assert len((await store.range(KEYS.records))[0]) == 6
+    assert len(state.records(other)) == 1
+
+
+async def test_history_is_bounded_in_all(state, store, monkeypatch):
+    monkeypatch.setattr(module, "RECORDS_IN_ALL", 4)
+    await state.lead("me")
+    for number in range(9):
+        key = WorkloadKey("shop", "deployment", f"w{number}")
+        await state.write_record(key, a_record("u", 100.0 + number))
+    left = [item.key for item in (await store.range(KEYS.records))[0]]
+    assert [key.split("/")[-2] for key in left] == ["w5", "w6", "w7", "w8"]
+
+
+async def test_only_the_last_ten_ends_are_shown(state):
+    await state.lead("me")
+    for number in range(13):
+        await state.write_record(ORDERS, a_record(f"u{number}", 100.0 + number))
+    assert [record.uid for record in state.records(ORDERS)] == [f"u{number}" for number in range(12, 2, -1)]
+
+
+async def test_the_same_record_twice_is_one(state):
+    await state.lead("me")
+    await state.write_record(ORDERS, a_record("u1", 100.0))
+    await state.write_record(ORDERS, a_record("u1", 100.0))
+    assert len(state.records(ORDERS)) == 1
+
+
+# --- requests
+
+
+async def test_a_request_is_posted_once_in_a_while(state, store, clock):
+    await asyncio.gather(*(state.post_request("shop", "u1", "replicaset-controller") for _ in range(45)))
+    assert store.writes == 1
+    await seen(state, store)
+    assert state.requested("shop") == {"u1"}
+    key_value = await store.get(KEYS.request("shop", "u1"))
+    assert Request.decode(key_value.value) == Request(by="replicaset-controller", at=clock.now)
+    assert key_value.lease
+    clock.now += 21
+    await state.post_request("shop", "u1", "replicaset-controller")
+    assert store.writes == 2
+
+
+async def test_a_request_that_another_replica_posted_is_not_posted_again(store, clock):
+    async with running(store, clock) as one, running(store, clock) as two:
+        await one.post_request("shop", "u1", "x")
+        await seen(two, store)
+        await two.post_request("shop", "u1", "x")
+    assert store.writes == 1
+
+
+async def test_requests_share_a_lease_for_a_while(state, store, clock):
+    await state.post_request("shop", "u1", "x")
+    await state.post_request("shop", "u2", "x")
+    clock.now += 21
+    await state.post_request("shop", "u3", "x")
+    leases = [(await store.get(KEYS.request("shop", uid))).lease for uid in ("u1", "u2", "u3")]
+    assert leases[0] == leases[1] != leases[2]
+
+
+async def test_a_request_outlives_the_end_of_the_shared_lease(state, store):
+    await state.post_request("shop", "u1", "x")
+    await store.revoke((await store.get(KEYS.request("shop", "u1"))).lease)
+    await state.post_request("shop", "u2", "x")
+    assert await store.get(KEYS.request("shop", "u2")) is not None
+
+
+async def test_a_request_that_failed_is_posted_the_next_time(state, store):
+    store.available = False
+    with pytest.raises(StoreUnavailable):
+        await state.post_request("shop", "u1", "x")
+    store.available = True
+    await state.post_request("shop", "u1", "x")
+    assert await store.get(KEYS.request("shop", "u1")) is not None
+
+
+# --- sweeping
+
+
+async def test_sweeps_only_what_nobody_else_will(state, store, clock):
+    await state.lead("me")
+    lease = await store.grant(60)
+    await report(store, "live", lease=lease)
+    for uid in ("exists", "ordered", "gone"):
+        await report(store, uid)
+    await state.send_order("shop", "ordered", an_order(state.epoch))
+    gone = WorkloadKey("shop", "deployment", "gone")
+    for key in (ORDERS, gone):
+        await state.publish_phase(key, Phase(phase=RolloutPhase.STABLE))
+    await seen(state, store)
+
+    async def sweep() -> int:
+        return await state.sweep(lambda namespace, uid: uid == "exists", lambda key: key == ORDERS)
+
+    assert await sweep() == 0
+    clock.now += 601
+    await report(store, "late")
+    await seen(state, store)
+    assert await sweep() == 2
+    assert set(state.mirror.reports["shop"]) == {"live", "exists", "ordered", "late"}
+    assert state.phase(gone) is None
+    assert state.phase(ORDERS) is not None
+
+
+# --- health
+
+
+async def test_says_since_when_the_store_is_away(state, store, clock, monkeypatch):
+    assert state.healthy
+    assert state.unhealthy_since is None
+    store.available = False
+    clock.now += 30
+    assert not state.healthy
+    assert state.unhealthy_since == clock.now - 30
+    store.available = True
+    assert state.healthy
+
+
+async def test_is_not_healthy_before_the_first_list(store, clock, monkeypatch):
+    monkeypatch.setattr(module, "PROBE_S", 0.01)
+    store.available = False
+    state = MirroredDrainState(store, clock=clock)
+    task = asyncio.create_task(state.run())
+    started = clock.now
+    clock.now += 3
+    await asyncio.sleep(0)
+    assert not state.healthy
+    assert state.unhealthy_since == started
+    store.available = True
+    await state.synced()
+    assert state.healthy
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
