@@ -9,6 +9,9 @@ from typing import Self
 import ebbtide
 
 from .intake import IntakeClosed, Note, Work
+from .marks import MarkKind
+
+OBSERVE_EVERY_S = 0.05
 
 
 class ManagedIntake:
@@ -22,8 +25,10 @@ class ManagedIntake:
         self._note = note
         self._runtime = ebbtide.Runtime.from_env()
         self._orders = self._runtime.scope("orders")
+        self._observer: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        self._runtime.on_drain(self._drain_began)
         await self._runtime.__aenter__()
         return self
 
@@ -31,10 +36,12 @@ class ManagedIntake:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._runtime.__aexit__(kind, error, trace)
+        if self._observer is not None:
+            self._observer.cancel()
 
     @property
     def ready(self) -> bool:
-        return not self._runtime.draining
+        return self._runtime.ready
 
     def admit(self, work: Work, name: str) -> asyncio.Task[None]:
         try:
@@ -44,3 +51,19 @@ class ManagedIntake:
 
     async def wait_exit(self) -> None:
         await self._runtime.wait_exit()
+
+    def _drain_began(self) -> None:
+        """Watch the drain for the ledger. Only the demo's figures need this."""
+        self._note(MarkKind.TOLD)
+        if self._observer is not None:
+            self._observer.cancel()
+        self._observer = asyncio.get_running_loop().create_task(self._observe())
+
+    async def _observe(self) -> None:
+        closed = False
+        while self._runtime.draining:
+            if not closed and not self._runtime.intake_open:
+                closed = True
+                self._note(MarkKind.CLOSED)
+            await asyncio.sleep(OBSERVE_EVERY_S)
+        self._note(MarkKind.RETURNED)

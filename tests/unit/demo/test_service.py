@@ -152,7 +152,14 @@ def test_marks_of_pods_belong_to_runs_that_had_begun_and_strays_are_counted() ->
 
 
 async def start_service(mode: str, port: int, ledger: str) -> asyncio.subprocess.Process:
-    environment = {**os.environ, "ORDERS_MODE": mode, "POD_NAME": f"pod-{mode}", "ORDERS_LEDGER": ledger}
+    environment = {
+        **os.environ,
+        "ORDERS_MODE": mode,
+        "POD_NAME": f"pod-{mode}",
+        "ORDERS_LEDGER": ledger,
+        "EBBTIDE_QUIESCE_S": "0.2",
+        "EBBTIDE_ADMIN_ADDRESS": "127.0.0.1:0",
+    }
     flags = ("--host", "127.0.0.1", "--port", str(port))
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "orders.app", *flags, cwd=EXAMPLE, env=environment, stderr=asyncio.subprocess.DEVNULL
@@ -167,7 +174,9 @@ async def start_service(mode: str, port: int, ledger: str) -> asyncio.subprocess
 
 
 @pytest.mark.parametrize(
-    ("mode", "code", "lost"), [("plain", -signal.SIGTERM, True), ("graceful", 0, False)], ids=["plain", "graceful"]
+    ("mode", "code", "lost"),
+    [("plain", -signal.SIGTERM, True), ("graceful", 0, False), ("ebbtide", 0, False)],
+    ids=["plain", "graceful", "ebbtide"],
 )
 async def test_what_sigterm_does_to_orders_in_flight(mode: str, code: int, lost: bool, unused_tcp_port: int) -> None:
     generator = LoadGenerator()
