@@ -98,3 +98,19 @@ def test_history_keys_sort_by_time(earlier: float, later: float) -> None:
 def test_a_wrong_prefix_names_the_rule(prefix: str) -> None:
     with pytest.raises(ValueError, match="must start with '/' and not end with '/'"):
         Keys(prefix)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"oldest_age_s":NaN',
+        '"oldest_age_s":Infinity',
+        '"eta_s":1e999',
+        '"active":' + "9" * 30,
+        '"tally":{"finished":' + "9" * 30 + "}",
+        '"extra":' + "[" * 20_000 + "]" * 20_000,
+    ],
+)
+def test_numbers_and_nesting_without_bounds_are_refused(field: str) -> None:
+    with pytest.raises(RecordError):
+        Report.decode(b'{"state":"Serving","sequence":1,"boot_id":"b",%b}' % field.encode())

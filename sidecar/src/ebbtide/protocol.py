@@ -147,7 +147,7 @@ class _Record:
         """
         try:
             document = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"{cls.kind}: not JSON: {error}") from error
         if not isinstance(document, dict):
             raise RecordError(f"{cls.kind}: must be an object, not {type(document).__name__}")
@@ -186,14 +186,21 @@ def _checked(kind: str, name: str, annotation: str, value: Any) -> Any:
             allowed = ", ".join(_ENUMS[annotation])
             raise RecordError(f"{kind}: {name}: must be one of {allowed}, not {value!r}") from None
     if annotation.startswith("Mapping[str, int]"):
-        if isinstance(value, dict) and all(type(count) is int for count in value.values()):
+        if isinstance(value, dict) and all(type(count) is int and _is_finite(count) for count in value.values()):
             return value
-        raise RecordError(f"{kind}: {name}: must be an object of integers, not {value!r}")
+        raise RecordError(f"{kind}: {name}: must be an object of 64-bit integers, not {value!r}")
     wanted = _SCALARS[annotation]
     # bool is an int in Python but not in the protocol.
     if not isinstance(value, wanted) or (isinstance(value, bool) and annotation != "bool"):
         raise RecordError(f"{kind}: {name}: must be {annotation}, not {value!r}")
+    if isinstance(value, int | float) and not _is_finite(value):
+        raise RecordError(f"{kind}: {name}: must be a finite number of at most 64 bits, not {value!r}")
     return value
+
+
+def _is_finite(number: float) -> bool:
+    """Refuse what Python's JSON takes and nothing else does: NaN, infinity, integers without bounds."""
+    return -(2**63) <= number < 2**63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
