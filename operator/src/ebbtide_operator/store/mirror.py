@@ -160,7 +160,7 @@ class Mirror:
         self._tombstones.pop(key, None)
         try:
             self._file(address, key_value)
-        except RecordError as error:
+        except (RecordError, RecursionError) as error:
             # What it said before is not true any more either.
             self._unfile(address, key)
             self._quarantine(key_value, str(error))

@@ -17,7 +17,7 @@ def parse(body: bytes) -> dict[str, Any]:
     """Read a JSON object."""
     try:
         document = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WireError(f"not JSON: {error}") from error
     if not isinstance(document, dict):
         raise WireError(f"must be an object, not {type(document).__name__}")

@@ -225,7 +225,7 @@ def decode_failure(body: bytes) -> Failure:
     """Read an error answer; a body that is not etcd's gives code 0 and its first characters as message."""
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
         return Failure(0, body[:200].decode(errors="replace").strip())
