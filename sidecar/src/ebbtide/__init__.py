@@ -1,0 +1,23 @@
+"""Know every task of a process, and bring it to an orderly end: with or without an operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ebbtide.errors import EbbtideError, NotRunning, Refused
+from ebbtide.protocol import PodState
+from ebbtide.registry import Entry
+from ebbtide.runtime import Runtime
+from ebbtide.scope import Scope
+from ebbtide.settings import Settings
+
+__all__ = ["EbbtideError", "Entry", "NotRunning", "PodState", "Refused", "Runtime", "Scope", "Settings"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late: reading the installed metadata costs more than all the rest of the import.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ebbtide")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
