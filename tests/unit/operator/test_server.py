@@ -1,0 +1,82 @@
+import datetime as dt
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from ebbtide_operator.cluster.authority import Leaf, make_authority, make_leaf
+from ebbtide_operator.metrics import Metrics
+from ebbtide_operator.serve.app import Server
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.missing: list[str] = ["pods are not listed yet"]
+        self.stuck: list[str] = []
+        self.server = Server(self.metrics, lambda: self.missing, lambda: self.stuck)
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    scene = Scene()
+    yield scene
+    await scene.server.close()
+
+
+async def fetch(url: str, **options: object) -> tuple[int, str, str]:
+    async with aiohttp.ClientSession() as session, session.get(url, **options) as answer:  # type: ignore[arg-type]
+        return answer.status, await answer.text(), answer.headers["Content-Type"]
+
+
+async def test_ready_says_what_is_missing_until_nothing_is(scene: Scene) -> None:
+    port = await scene.server.start_plain(0, "127.0.0.1")
+    status, text, _ = await fetch(f"http://127.0.0.1:{port}/readyz")
+    assert (status, text) == (503, "pods are not listed yet")
+    scene.missing.clear()
+    assert (await fetch(f"http://127.0.0.1:{port}/readyz"))[0] == 200
+
+
+async def test_live_says_what_is_stuck(scene: Scene) -> None:
+    port = await scene.server.start_plain(0, "127.0.0.1")
+    assert (await fetch(f"http://127.0.0.1:{port}/healthz"))[0] == 200
+    scene.stuck.append("the planner")
+    assert (await fetch(f"http://127.0.0.1:{port}/healthz"))[:2] == (503, "the planner")
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text; version=1.0.0"])
+async def test_metrics_come_in_the_format_that_was_asked_for(scene: Scene, accept: str) -> None:
+    scene.metrics.leader.set(1)
+    port = await scene.server.start_plain(0, "127.0.0.1")
+    status, text, kind = await fetch(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
+    assert status == 200
+    assert "ebbtide_leader 1.0" in text
+    assert kind.startswith(accept.partition(";")[0])
+
+
+async def test_the_secure_port_serves_its_routes_and_nothing_else(scene: Scene, tmp_path: Path) -> None:
+    now = dt.datetime.now(dt.UTC)
+    authority = make_authority("test", now)
+    pair = make_leaf(authority, Leaf("ebbtide", ("localhost",)), now)
+    (tmp_path / "crt").write_bytes(pair.certificate)
+    (tmp_path / "key").write_bytes(pair.key)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "crt", tmp_path / "key")
+
+    async def hello(_request: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    port = await scene.server.start_secure([web.get("/hello", hello)], tls, 0, "127.0.0.1")
+    trusting = ssl.create_default_context(cadata=authority.certificate.decode())
+    assert (await fetch(f"https://localhost:{port}/hello", ssl=trusting))[:2] == (200, "hello")
+    assert (await fetch(f"https://localhost:{port}/metrics", ssl=trusting))[0] == 404
+
+
+async def test_a_closed_server_is_not_reached(scene: Scene) -> None:
+    port = await scene.server.start_plain(0, "127.0.0.1")
+    await scene.server.close()
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await fetch(f"http://127.0.0.1:{port}/healthz")
