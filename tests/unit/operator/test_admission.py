@@ -301,6 +301,7 @@ def test_no_request_body_breaks_the_codec(request: dict[str, Any]) -> None:
 
 async def test_no_field_of_a_request_makes_the_answer_fail(scene: Scene) -> None:
     for field in ("object", "oldObject", "userInfo", "options", "namespace"):
-        for value in (None, 5, "x", [], {}, {"metadata": {"ownerReferences": [{}]}}, {"spec": None}):
+        values: list[Any] = [None, 5, "x", [], {}, {"metadata": {"ownerReferences": [{}]}}, {"spec": None}]
+        for value in values:
             for path in (CREATE, DELETE):
                 assert (await scene.ask(path, **{field: value}))["allowed"]

@@ -5,6 +5,7 @@ msgspec skips the rest of the document: 5,000 pods take 12 MiB instead of 143.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -77,7 +78,7 @@ class WatchEvent(msgspec.Struct):
     object: Pod
 
 
-def pod_view(document: dict[str, Any]) -> PodView:
+def pod_view(document: Mapping[str, Any]) -> PodView:
     """Project a pod that came as plain JSON."""
     return view(msgspec.convert(document, Pod))
 
