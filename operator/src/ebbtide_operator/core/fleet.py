@@ -1,4 +1,4 @@
-"""The facts of one snapshot that every rule needs: each pod with its order and report, each ReplicaSet with its surplus."""
+"""The facts that every rule needs: each pod with its order and report, each ReplicaSet with its surplus."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ebbtide.protocol import Desired, Order, Outcome, PodState, Report
 from ebbtide_operator.core.budget import drain_limit
 from ebbtide_operator.core.marks import cost
-from ebbtide_operator.core.model import Policy, PodView, ReplicaSetView, ReportView, Snapshot
+from ebbtide_operator.core.model import PodView, Policy, ReplicaSetView, ReportView, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,8 @@ class Member:
     def standing(self) -> int:
         """Where the ReplicaSet controller looks for victims first, lowest first.
 
-        It takes pods without a node, then pending, then unready ones, and asks for the deletion cost only among equals: no pin beats it.
+        It takes pods without a node, then pending, then unready ones, and asks for the deletion cost only among equals:
+        no pin beats it.
         """
         if not self.pod.scheduled:
             return 0
@@ -144,8 +145,8 @@ class Member:
     def rank(self) -> tuple[int, int, float, float, float, str]:
         """Sort key of the next pods to drain, first victim lowest.
 
-        The controller's own first keys (see `standing`), then the user's deletion cost, then tasks (unknown is busiest),
-        then the time that it expects to need. Ties go to the youngest, as in Kubernetes, then by name.
+        The controller's own first keys (see `standing`), then the user's deletion cost, then tasks (unknown is
+        busiest), then the time that it expects to need. Ties go to the youngest, as in Kubernetes, then by name.
         """
         pod, report = self.pod, self.live_report
         own = (cost(pod.original_cost) if pod.original_cost is not None else pod.deletion_cost) or 0
@@ -253,7 +254,8 @@ def _facts(view: ReplicaSetView, members: Iterable[Member], requested: frozenset
     stuck = [one for one in own if _is_stuck(one, own, surplus, requested)]
     draining = sorted((one for one in own if one.draining and one not in stuck), key=_last_to_return)
     excess = max(0, len(draining) - surplus)
-    # A pod with the marks of an unfinished return is chosen again only when they are gone: its pin would take our cost for the user's.
+    # A pod with the marks of an unfinished return is chosen again only when they are gone: its pin would take our cost
+    # for the user's.
     free = [one for one in own if not one.draining and not one.marked]
     return SetFacts(
         view=view,
@@ -265,7 +267,10 @@ def _facts(view: ReplicaSetView, members: Iterable[Member], requested: frozenset
 
 
 def _last_to_return(member: Member) -> tuple[bool, bool, float]:
-    """Sort the pods to take back: newest drains first; forced ones late, they restart; released ones last, they are as good as gone."""
+    """Sort the pods to take back: newest drains first.
+
+    Forced ones come late, since they restart; released ones last, since they are as good as gone.
+    """
     return member.pod.released is not None, member.forced, -(member.started_at or 0.0)
 
 

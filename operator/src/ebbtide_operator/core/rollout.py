@@ -10,7 +10,8 @@ def rollout_phase(workload: WorkloadView, surplus: int) -> tuple[RolloutPhase, s
     """Return the phase and its reason (CamelCase).
 
     A rollout lasts as long as a ReplicaSet of another revision wants or has pods, so the pods that are held are a part
-    of it. `surplus` is the number of pods over what their ReplicaSets ask for: it leads `status.replicas`, which its controller writes later.
+    of it. `surplus` is the number of pods over what their ReplicaSets ask for: it leads `status.replicas`, which its
+    controller writes later.
     """
     if workload.paused:
         return RolloutPhase.PAUSED, "DeploymentPaused"

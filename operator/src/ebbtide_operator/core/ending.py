@@ -1,0 +1,96 @@
+"""How drains end: who may be released, and what is written down about pods that are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ebbtide.protocol import Desired, DrainRecord, Order, Outcome, PodState
+from ebbtide_operator.core.fleet import Member
+from ebbtide_operator.core.model import Action, Forget, Release, ReportView, Snapshot, WriteRecord
+
+
+def release(member: Member, now: float) -> Release | None:
+    """Return the release of a draining pod that may go: it is drained, or its deadline passed."""
+    outcome = member.drained
+    if outcome is not None:
+        return Release(member.pod, outcome, _spoken(outcome, member))
+    deadline_at = member.deadline_at
+    if deadline_at is None or now < deadline_at:
+        return None
+    if member.live_report is None:
+        return Release(member.pod, Outcome.UNKNOWN, "the deadline passed without a word from the pod")
+    return Release(
+        member.pod, Outcome.ABANDONED, f"the deadline passed with {member.live_report.active} tasks in flight"
+    )
+
+
+def gone(snapshot: Snapshot, now: float) -> Iterator[Action]:
+    """Yield what is to be written and forgotten of pods that the snapshot has records of but not the pods."""
+    present = {pod.uid for pod in snapshot.pods}
+    for uid in sorted(snapshot.orders.keys() - present):
+        order = snapshot.orders[uid]
+        if order.desired is not Desired.SERVE:
+            yield WriteRecord(_record(uid, order, snapshot.reports.get(uid), now))
+        yield Forget(snapshot.workload.key.namespace, uid)
+
+
+def returned(member: Member, now: float) -> WriteRecord | None:
+    """Return the record of a drain that is taken back; None where it was never ordered."""
+    if member.order is None or not member.ordered:
+        return None
+    report = member.report
+    return WriteRecord(
+        DrainRecord(
+            pod=member.pod.name,
+            uid=member.pod.uid,
+            outcome=Outcome.RETURNED,
+            reason=member.order.reason,
+            revision=member.order.revision,
+            started_at=member.started_at or now,
+            ended_at=now,
+            active_at_start=member.order.active,
+            active_at_end=0 if report is None else report.active,
+            tally={} if report is None else report.tally,
+        )
+    )
+
+
+def _record(uid: str, order: Order, view: ReportView | None, now: float) -> DrainRecord:
+    report = None if view is None else view.report
+    return DrainRecord(
+        pod=order.pod,
+        uid=uid,
+        outcome=_outcome(order, view, now),
+        reason=order.reason,
+        revision=order.revision,
+        started_at=order.issued_at,
+        ended_at=now,
+        active_at_start=order.active,
+        active_at_end=order.active if report is None else report.active,
+        tally={} if report is None else report.tally,
+    )
+
+
+def _outcome(order: Order, view: ReportView | None, now: float) -> Outcome:
+    """Judge by what the pod said last; the annotation that released it is gone with the pod."""
+    report = None if view is None else view.report
+    if report is not None and report.state in {PodState.DRAINED, PodState.EXITING}:
+        if report.active or report.tally.get("abandoned", 0):
+            return Outcome.ABANDONED
+        return Outcome.CANCELLED if report.forced else Outcome.CLEAN
+    budget_s = order.quiesce_s + order.drain_timeout_s + order.cancel_grace_s
+    if order.issued_at and now >= order.issued_at + budget_s:
+        return Outcome.UNKNOWN if report is None else Outcome.ABANDONED
+    return Outcome.LOST
+
+
+def _spoken(outcome: Outcome, member: Member) -> str:
+    report = member.report
+    left = 0 if report is None else max(report.active, report.tally.get("abandoned", 0))
+    match outcome:
+        case Outcome.CLEAN:
+            return "every task ended by itself"
+        case Outcome.CANCELLED:
+            return "tasks were cancelled at the drain timeout, and ended"
+        case _:
+            return f"{left} tasks were still running when the budget was spent"
