@@ -92,7 +92,7 @@ class Reconciler:
         return min(plan.requeue_after_s or LOOK_AGAIN_S, LOOK_AGAIN_S)
 
     def forget_status(self, namespace: str, name: str) -> WorkloadKey | None:
-        """Forget what was written to a Drain object that somebody deleted; return its workload, which gets a new one."""
+        """Forget what was written to a Drain object that somebody deleted, and return its workload: it gets a new one."""
         for key, memory in self._memories.items():
             if key.namespace == namespace and drain_name(key) == name:
                 memory.status = None

@@ -38,9 +38,9 @@ def build_registry(workloads: Workloads, on_drain_deleted: Callable[[str, str], 
         workloads.take_replica_set(body, deleted=type == "DELETED")
 
     @kopf.on.event(names.DOMAIN, names.API_VERSION, "drains", registry=registry)
-    async def drain_changed(type: str | None, namespace: str, name: str, **_: Any) -> None:  # noqa: A002 (kopf's name)
+    async def drain_changed(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 (kopf's name)
         if type == "DELETED":
-            on_drain_deleted(namespace, name)
+            on_drain_deleted(body["metadata"]["namespace"], body["metadata"]["name"])
 
     return registry
 
