@@ -280,6 +280,15 @@ async def test_a_new_leader_has_read_what_earlier_ones_wrote(store, clock):
         assert len(new.orders("shop")) == 200
 
 
+async def test_a_leader_does_not_decide_before_it_has_read_everything(state):
+    await state._leadership.take("me")
+    assert state.epoch == 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            await state.mirror.reached(state._leadership.epoch)
+    assert state.epoch == state._leadership.epoch > 0
+
+
 async def test_a_leader_that_resigned_leaves_no_key(state, store):
     await state.lead("me")
     await state.resign()
@@ -495,3 +504,39 @@ async def test_is_not_healthy_before_the_first_list(store, clock, monkeypatch):
     assert state.healthy
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+class DeadWatch(MemoryStore):
+    """A watch whose connection is dead and says nothing, not even that."""
+
+    async def watch(self, prefix, after):
+        await asyncio.Event().wait()
+        yield ()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(module, "PROBE_S", 0.005)
+    monkeypatch.setattr(module, "BEHIND_S", 0.01)
+
+
+async def test_a_dead_watch_does_not_keep_the_mirror_behind(clock, impatient, caplog):
+    store = DeadWatch()
+    await report(store, "gone")
+    async with running(store, clock) as state:
+        await report(store, "u1")
+        await store.transact([], [Delete(KEYS.report("shop", "gone"))])
+        await seen(state, store)
+        assert state.report("shop", "u1") is not None
+        assert state.report("shop", "gone") is None
+    assert "store.watch.stale" in caplog.text
+
+
+async def test_what_others_keep_in_the_store_is_not_taken_for_a_dead_watch(clock, impatient, caplog, monkeypatch):
+    monkeypatch.setattr(module, "FOREIGN_S", 0.0)
+    store = DeadWatch()
+    async with running(store, clock) as state:
+        await store.transact([], [Put("/somebody/else", b"")])
+        await seen(state, store)
+        assert state.mirror.values == {}
+    assert "store.watch.stale" not in caplog.text

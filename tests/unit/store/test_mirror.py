@@ -102,6 +102,21 @@ def test_a_watch_of_one_key_ends_with_its_present_state(history, start):
             assert (event.key_value if isinstance(event, Changed) else None) == at[-1].get(key)
 
 
+def test_a_late_event_does_not_undo_what_we_wrote_since():
+    mirror = a_mirror()
+    key = KEYS.order("ns", "a")
+    mirror.learn(a_value("a", 9, 9))
+    for late in (Changed(a_value("a", 7, 7), 7), Removed(key, 8), Changed(a_value("a", 9, 9), 9)):
+        mirror.apply([late])
+        assert mirror.orders["ns"]["a"].generation == 9
+    mirror.unlearn(key, 12)
+    for late in (Changed(a_value("a", 10, 10), 10), Removed(key, 11)):
+        mirror.apply([late])
+        assert key not in mirror.values
+    mirror.apply([Changed(a_value("a", 13, 13), 13)])
+    assert mirror.orders["ns"]["a"].generation == 13
+
+
 def test_a_forgotten_deletion_is_repeated(monkeypatch):
     monkeypatch.setattr(module, "MOST_TOMBSTONES", 1)
     mirror = a_mirror([a_value("a", 1), a_value("b", 2)], 2)

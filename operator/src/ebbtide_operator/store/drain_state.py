@@ -18,6 +18,9 @@ from ebbtide_operator.store.requests import Requests
 LEADER_TTL_S = 15
 PROBE_S = 2.0
 """How often to ask the store whether it lives: a watch alone cannot tell silence from death."""
+BEHIND_S = 1.0
+"""How long the watch may take to tell what the store has."""
+FOREIGN_S = 30.0
 RECORDS_SHOWN = 10
 RECORDS_PER_WORKLOAD = 50
 RECORDS_IN_ALL = 10_000
@@ -56,6 +59,7 @@ class MirroredDrainState:
         self._requests = Requests(store, self.keys, self.mirror, clock)
         self._synced = asyncio.Event()
         self._healthy_at = clock()
+        self._verify_after = 0.0
 
     # --- its life
 
@@ -282,11 +286,33 @@ class MirroredDrainState:
     async def _probe(self) -> None:
         while True:
             try:
-                await self._store.get(self.keys.leader)
+                _, revision = await self._store.range(self.keys.leader)
+                if self._synced.is_set():
+                    await self._verify(revision)
             except StoreUnavailable as error:
                 logger.debug("store.probe_failed", extra={"error": str(error)})
             self._note_health()
             await asyncio.sleep(PROBE_S)
+
+    async def _verify(self, revision: int) -> None:
+        """Find out whether the watch tells everything: a dead connection is as silent as a quiet store.
+
+        Pods would take a replica that stays behind the others for a store that began anew.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BEHIND_S):
+                await self.mirror.reached(revision)
+                return
+        if time.monotonic() < self._verify_after:
+            return
+        key_values, revision = await self._store.range(f"{self.keys.prefix}/")
+        if self.mirror.lacks(key_values, revision):
+            logger.warning("store.watch.stale", extra={"revision": self.mirror.revision, "store": revision})
+            self.mirror.replace(key_values, revision)
+        else:
+            # Somebody else writes to this store, outside of our prefix: listing everything each time is too dear.
+            self._verify_after = time.monotonic() + FOREIGN_S
+            self.mirror.reach(revision)
 
     def _note_health(self) -> None:
         if self.healthy:

@@ -67,6 +67,10 @@ class Mirror:
                 case Resync():
                     self.replace(change.key_values, change.revision, restarted=change.restarted)
 
+    def reach(self, revision: int) -> None:
+        """Take note that everything up to a revision is in here."""
+        self._reach(revision)
+
     def learn(self, key_value: KeyValue) -> None:
         """Take in what we wrote ourselves, before the watch tells it."""
         self._put(key_value)
@@ -97,6 +101,16 @@ class Mirror:
             self._reach(max((wanted for wanted, _ in self._waiting), default=0))
             self.revision = 0
         self._reach(revision)
+
+    def lacks(self, key_values: Iterable[KeyValue], revision: int) -> bool:
+        """Say whether a list of everything, as of a revision, has or leaves out something that is not known here."""
+        current = {key_value.key: key_value.mod_revision for key_value in key_values}
+        newer = any(
+            mod_revision > (known.mod_revision if (known := self.values.get(key)) else self._tombstones.get(key, 0))
+            for key, mod_revision in current.items()
+            if key not in self.quarantined
+        )
+        return newer or any(key not in current and one.mod_revision <= revision for key, one in self.values.items())
 
     def since(self, key: str, start_revision: int) -> Changed | Removed | None:
         """Return what a watch of one key from a revision on would end with.
@@ -281,6 +295,10 @@ class Subscription:
 
     def end(self) -> None:
         self.ended = True
+        self._news.set()
+
+    def wake(self) -> None:
+        """End the present wait, whether something changed or not."""
         self._news.set()
 
     def close(self) -> None:

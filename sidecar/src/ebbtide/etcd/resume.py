@@ -15,7 +15,7 @@ from ebbtide.etcd.errors import BadAnswer, Compacted, EtcdError, Unavailable, er
 from ebbtide.etcd.fields import WireError
 from ebbtide.etcd.messages import Batch, Changed, RangeResult, Removed, Resync
 
-RESTART_PROOF_S = 5.0
+RESTART_PROOF_S = 10.0
 """How long a store must stay behind what was seen before it counts as begun anew; a member that lags catches up."""
 
 

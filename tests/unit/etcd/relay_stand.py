@@ -1,0 +1,151 @@
+"""A relay over the memory store, on loopback, with two pods that have tokens."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import threading
+
+import aiohttp
+from aiohttp import web
+
+from ebbtide.etcd import EtcdClient
+from ebbtide.protocol import Keys, PodState, Report
+from ebbtide_operator.core.model import WorkloadKey
+from ebbtide_operator.metrics import Metrics
+from ebbtide_operator.ports import PodIdentity, Put
+from ebbtide_operator.serve.relay import Relay
+from ebbtide_operator.store.drain_state import MirroredDrainState
+from ebbtide_operator.store.memory import MemoryStore
+
+KEYS = Keys()
+ALICE = PodIdentity("shop", "orders-1", "uid-alice")
+BOB = PodIdentity("shop", "orders-2", "uid-bob")
+EVE = PodIdentity("bank", "vault-1", "uid-eve")
+TOKENS = {"alice": ALICE, "bob": BOB, "eve": EVE}
+ORDERS = WorkloadKey("shop", "deployment", "orders")
+
+
+def b64(text: str | bytes) -> str:
+    return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
+
+
+def a_report(**changes) -> bytes:
+    return Report(**{"state": PodState.SERVING, "sequence": 1, "boot_id": "b", **changes}).encode()
+
+
+async def until(condition) -> None:
+    """Wait until something is so that another thread or connection brings about."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 (no event reaches here from there)
+            await asyncio.sleep(0.005)
+
+
+class Stand:
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.store = MemoryStore()
+        self.state = MirroredDrainState(self.store)
+        self.metrics = Metrics()
+        self.reviews: list[str] = []
+        self.reviewer = self._review
+        self.workloads = {ALICE.uid: ORDERS, BOB.uid: ORDERS}
+        self.relay = Relay(
+            self.state,
+            self.store,
+            self._authenticate,
+            lambda namespace, uid: self.workloads.get(uid),
+            self.metrics,
+            clock=lambda: self.now,
+        )
+
+    async def _authenticate(self, token: str) -> PodIdentity | None:
+        return await self.reviewer(token)
+
+    async def _review(self, token: str) -> PodIdentity | None:
+        self.reviews.append(token)
+        return TOKENS.get(token)
+
+    async def __aenter__(self):
+        app = web.Application()
+        app.add_routes(self.relay.routes())
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.session = aiohttp.ClientSession()
+        self._task = asyncio.create_task(self.state.run())
+        await self.state.synced()
+        return self
+
+    async def __aexit__(self, *args) -> None:
+        self.relay.close()
+        await self.session.close()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._runner.cleanup()
+
+    def client(self, token: str) -> EtcdClient:
+        """Return the pods' own client; call it in a thread."""
+        return EtcdClient([self.url], token=lambda: token)
+
+    async def post(self, path: str, body, token: str | None = "alice", **arguments) -> tuple[int, dict]:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        async with self.session.post(self.url + path, data=data, headers=headers, **arguments) as answer:
+            return answer.status, json.loads(await answer.read())
+
+    async def write(self, key: str, value: bytes = b"{}") -> int:
+        """Write as the operator does, and wait until pods can see it."""
+        revision = await self.store.transact([], [Put(key, value)])
+        assert revision is not None
+        await self.state.mirror.reached(revision)
+        return revision
+
+    @contextlib.asynccontextmanager
+    async def watch(self, *requests, token: str = "alice"):
+        """Open a watch and give its lines; `*requests` are create requests."""
+        body = "".join(json.dumps({"create_request": request}) for request in requests)
+        headers = {"Authorization": f"Bearer {token}"}
+        async with self.session.post(f"{self.url}/v3/watch", data=body, headers=headers) as answer:
+            assert answer.status == 200, await answer.read()
+            yield Lines(answer)
+
+    def open_watches(self) -> float:
+        return self.metrics.registry.get_sample_value("ebbtide_relay_connections")
+
+
+class Lines:
+    def __init__(self, answer) -> None:
+        self._answer = answer
+
+    async def next(self) -> dict | None:
+        """Return the next line's result; None at the end."""
+        async with asyncio.timeout(10):
+            line = await self._answer.content.readline()
+        return json.loads(line)["result"] if line else None
+
+
+class Follower:
+    """A pod's own client watching in a thread, as the library's agent does."""
+
+    def __init__(self, client: EtcdClient, keys: list[str]) -> None:
+        self.stop = threading.Event()
+        self.changes: list = []
+        self.watch = client.watch(keys, stop=self.stop)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for batch in self.watch:
+            self.changes += batch.changes
+
+    async def until(self, count: int) -> list:
+        await until(lambda: len(self.changes) >= count)
+        return self.changes
+
+    async def end(self) -> None:
+        self.stop.set()
+        await asyncio.to_thread(self._thread.join, 10)
+        assert not self._thread.is_alive()
