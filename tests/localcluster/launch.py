@@ -1,0 +1,143 @@
+"""Starts one process in namespaces of its own, or in those of a sandbox. A script, not a module.
+
+`python -I -S launch.py` reads a request as JSON from stdin and prints the process id, as this host counts it, once the
+program has been executed. It is a program of its own because a process must be single-threaded to change namespaces,
+and because Python 3.11 has no `os.setns`.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
+O_PATH = os.O_PATH
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check(result, what):
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def mount(source, target, kind, flags):
+    encoded = [None if part is None else os.fsencode(part) for part in (source, target, kind)]
+    check(libc.mount(*encoded, ctypes.c_ulong(flags), None), f"mounting {source or kind} on {target}")
+
+
+def furnish(request):
+    """Give the new mount namespace its own view: nothing that is mounted or written here reaches the host's /run."""
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    kept = [(path, os.open(path, O_PATH | os.O_DIRECTORY)) for path in request["keep"]]
+    for target, source in request["binds"].items():
+        mount(source, os.path.realpath(target), None, MS_BIND | MS_REC)
+    for path, descriptor in kept:
+        if any(path == target or path.startswith(target + "/") for target in map(os.path.realpath, request["binds"])):
+            os.makedirs(path, exist_ok=True)
+            mount(f"/proc/self/fd/{descriptor}", path, None, MS_BIND | MS_REC)
+        os.close(descriptor)
+    for path, cover in request["covers"].items():
+        if os.path.exists(path):
+            with open(path) as current, open(cover, "w") as copy:
+                copy.write(current.read())
+            mount(cover, path, None, MS_BIND)
+    for path, value in request["sysctls"].items():
+        with open(path, "w") as setting:
+            setting.write(value)
+    socket.sethostname(request["hostname"])
+
+
+def execute(request):
+    """Become the program, free of this terminal and of what Python changed."""
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o022)
+    null = os.open("/dev/null", os.O_RDONLY)
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.execve(request["argv"][0], request["argv"], request["env"])
+
+
+def create(request, answer):
+    """Start the first process of a new sandbox."""
+    check(
+        libc.unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC), "making the namespaces"
+    )
+    child = os.fork()
+    if child == 0:
+        with reporting(answer):
+            furnish(request)
+            execute(request)
+    os.write(answer, f"{child}\n".encode())
+
+
+def start(request, answer):
+    """Start a process in a sandbox, as a child of its first process."""
+    spaces = {
+        kind: os.open(f"/proc/{request['sandbox']}/ns/{kind}", os.O_RDONLY)
+        for kind in ("pid", "net", "uts", "ipc", "mnt")
+    }
+    check(libc.setns(spaces.pop("pid"), CLONE_NEWPID), "entering the process namespace")
+    # Two forks: the first child lives in the namespace, and when it ends the sandbox's first process inherits (and
+    # will reap) the second. A child of this script would be inherited by the host's init.
+    middle = os.fork()
+    if middle:
+        os.waitpid(middle, 0)
+        return
+    with reporting(answer):
+        if os.fork():
+            os._exit(0)
+        # While this is still the host's /proc, it tells the host's number of this process.
+        os.write(answer, f"{os.readlink('/proc/self')}\n".encode())
+        for kind, descriptor in spaces.items():
+            check(libc.setns(descriptor, 0), f"entering the {kind} namespace")
+        execute(request)
+
+
+class reporting:
+    """Write what goes wrong in a child to the pipe and end the child."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        os.write(self.answer, f"error: {error}\n".encode())
+        os._exit(1)
+
+
+def main():
+    request = json.load(sys.stdin)
+    # Python's descriptors close on exec: the end of the pipe's data is the news that the program runs.
+    reader, writer = os.pipe()
+    try:
+        {"create": create, "start": start}[request["action"]](request, writer)
+    except OSError as error:
+        os.write(writer, f"error: {error}\n".encode())
+    os.close(writer)
+    with open(reader) as pipe:
+        lines = pipe.read().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    if errors:
+        sys.exit(errors[0].removeprefix("error: "))
+    print(lines[0])
+
+
+main()
