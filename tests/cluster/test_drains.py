@@ -93,7 +93,8 @@ def test_a_rollback_returns_draining_pods_to_service(worker: Deployment) -> None
     worker.wait_ready(3)
     for pod in old:
         worker.give(pod, "after", "0.1")
-        eventually(f"{pod} works again", lambda pod=pod: "after" in worker.logs[pod].said("finished"))
+        log = worker.logs[pod]
+        eventually(f"{pod} works again", lambda log=log: "after" in log.said("finished"))  # type: ignore[misc]
 
 
 def test_a_scale_up_returns_draining_pods_to_service(worker: Deployment) -> None:
@@ -124,9 +125,7 @@ def test_endless_tasks_are_cancelled_at_the_drain_timeout_and_recorded(worker: D
     (gone,) = old - worker.names()
     worker.logs[gone].end()
     assert worker.logs[gone].said("cancelled") == {"endless"}
-    last = eventually(
-        "the drain is recorded", lambda: worker.installation.drain(worker.namespace, worker.name).get("lastDrains")
-    )[0]
+    last = worker.last_drain()
     assert (last["pod"], last["outcome"]) == (gone, "cancelled")
 
 
@@ -140,9 +139,7 @@ def test_a_task_that_ignores_its_cancel_is_abandoned_at_the_deadline(worker: Dep
         worker.give(pod, "deaf", "stubborn")
     worker.scale(1)
     eventually("one pod is left", lambda: len(worker.names()) == 1, within_s=45)
-    last = eventually(
-        "the drain is recorded", lambda: worker.installation.drain(worker.namespace, worker.name).get("lastDrains")
-    )[0]
+    last = worker.last_drain()
     assert last["outcome"] == "abandoned"
     assert last["tasksLost"] == 1
 

@@ -73,9 +73,9 @@ def test_without_operators_every_pod_ends_by_its_own_deadline(worker: Deployment
     worker.change("2")
     eventually("a pod drains", worker.draining)
     deadlines = {
-        pod["metadata"]["name"]: seconds_of(deadline)
+        pod["metadata"]["name"]: seconds_of(until)
         for pod in worker.pods()
-        if (deadline := annotation(pod, "drain-deadline"))
+        if (until := annotation(pod, "drain-deadline"))
     }
     force_down(worker.installation, f"deployment/{RELEASE}", "operator")
     ended: dict[str, float] = {}

@@ -156,6 +156,15 @@ class Deployment:
     def draining(self) -> set[str]:
         return {pod["metadata"]["name"] for pod in self.pods() if annotation(pod, "draining-since")}
 
+    def last_drain(self) -> dict[str, Any]:
+        """Return the newest end of a drain that the Drain object shows, once there is one."""
+
+        def newest() -> list[dict[str, Any]]:
+            drains: list[dict[str, Any]] = self.installation.drain(self.namespace, self.name).get("lastDrains", [])
+            return drains
+
+        return eventually("a drain is recorded", newest)[0]
+
     def wait_ready(self, replicas: int, within_s: float = 90) -> None:
         def ready() -> bool:
             pods = self.pods()

@@ -28,7 +28,7 @@ def main() -> int:
                 print(localcluster.status(arguments.name))
             case "kubeconfig":
                 print(layout_of(arguments.name).kubeconfig)
-            case "build":
+            case _:
                 binaries.build()
     except localcluster.ClusterError as error:
         print(f"error: {error}", file=sys.stderr)

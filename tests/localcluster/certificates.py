@@ -1,7 +1,7 @@
 """The cluster's own certificate authority, the components' certificates, and kubeconfig files."""
 
 import base64
-import datetime
+import datetime as dt
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-_LIFE = datetime.timedelta(days=365)
-_CLOCK_SKEW = datetime.timedelta(minutes=5)
+_LIFE = dt.timedelta(days=365)
+_CLOCK_SKEW = dt.timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _base64(content: bytes) -> str:
 
 
 def _builder(subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -53,7 +53,11 @@ class Cluster(ABC):
         return [str(binaries.path("kubectl")), "--kubeconfig", str(self.kubeconfig), *args]
 
     def kubectl(
-        self, *args: str, input: str | None = None, check: bool = True, timeout_s: float = 60
+        self,
+        *args: str,
+        input: str | None = None,  # noqa: A002 (the name that subprocess has for it)
+        check: bool = True,
+        timeout_s: float = 60,
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl.
 
@@ -64,7 +68,11 @@ class Cluster(ABC):
         return _run(self.kubectl_command(*args), input, check, timeout_s)
 
     def helm(
-        self, *args: str, input: str | None = None, check: bool = True, timeout_s: float = 180
+        self,
+        *args: str,
+        input: str | None = None,  # noqa: A002 (the name that subprocess has for it)
+        check: bool = True,
+        timeout_s: float = 180,
     ) -> subprocess.CompletedProcess[str]:
         """Run helm; raises as `kubectl` does."""
         command = [str(binaries.path("helm")), "--kubeconfig", str(self.kubeconfig), *args]

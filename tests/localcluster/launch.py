@@ -5,12 +5,17 @@ program has been executed. It is a program of its own because a process must be 
 and because Python 3.11 has no `os.setns`.
 """
 
+from __future__ import annotations
+
 import ctypes
 import json
 import os
 import signal
 import socket
 import sys
+from typing import Any, NoReturn
+
+Request = dict[str, Any]
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -23,18 +28,18 @@ O_PATH = os.O_PATH
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def check(result, what):
+def check(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def mount(source, target, kind, flags):
+def mount(source: str | None, target: str, kind: str | None, flags: int) -> None:
     encoded = [None if part is None else os.fsencode(part) for part in (source, target, kind)]
     check(libc.mount(*encoded, ctypes.c_ulong(flags), None), f"mounting {source or kind} on {target}")
 
 
-def furnish(request):
+def furnish(request: Request) -> None:
     """Give the new mount namespace its own view: nothing that is mounted or written here reaches the host's /run."""
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
@@ -57,7 +62,7 @@ def furnish(request):
     socket.sethostname(request["hostname"])
 
 
-def execute(request):
+def execute(request: Request) -> NoReturn:
     """Become the program, free of this terminal and of what Python changed."""
     os.setsid()
     os.chdir("/")
@@ -73,20 +78,20 @@ def execute(request):
     os.execve(request["argv"][0], request["argv"], request["env"])
 
 
-def create(request, answer):
+def create(request: Request, answer: int) -> None:
     """Start the first process of a new sandbox."""
     check(
         libc.unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC), "making the namespaces"
     )
     child = os.fork()
     if child == 0:
-        with reporting(answer):
+        with Reporting(answer):
             furnish(request)
             execute(request)
     os.write(answer, f"{child}\n".encode())
 
 
-def start(request, answer):
+def start(request: Request, answer: int) -> None:
     """Start a process in a sandbox, as a child of its first process."""
     spaces = {
         kind: os.open(f"/proc/{request['sandbox']}/ns/{kind}", os.O_RDONLY)
@@ -99,7 +104,7 @@ def start(request, answer):
     if middle:
         os.waitpid(middle, 0)
         return
-    with reporting(answer):
+    with Reporting(answer):
         if os.fork():
             os._exit(0)
         # While this is still the host's /proc, it tells the host's number of this process.
@@ -109,21 +114,21 @@ def start(request, answer):
         execute(request)
 
 
-class reporting:
+class Reporting:
     """Write what goes wrong in a child to the pipe and end the child."""
 
-    def __init__(self, answer):
+    def __init__(self, answer: int) -> None:
         self.answer = answer
 
-    def __enter__(self):
-        return self
+    def __enter__(self) -> None:
+        pass
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> NoReturn:
         os.write(self.answer, f"error: {error}\n".encode())
         os._exit(1)
 
 
-def main():
+def main() -> None:
     request = json.load(sys.stdin)
     # Python's descriptors close on exec: the end of the pipe's data is the news that the program runs.
     reader, writer = os.pipe()

@@ -88,7 +88,8 @@ class Spec:
     """What a cluster was asked to be.
 
     Attributes:
-        controller_manager_qps: client rate of the controller-manager per second; None leaves its default (20, burst 30).
+        controller_manager_qps: client rate of the controller-manager per second; None leaves its default (20, burst
+            30).
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The processes that we started: which they are, whether they live, and how they end.
 
-A process id alone is no identity, since the kernel gives it out again. A process is ours where its id *and* its start time
-match the record, or where its environment carries the mark of the cluster.
+A process id alone is no identity, since the kernel gives it out again. A process is ours where its id *and* its start
+time match the record, or where its environment carries the mark of the cluster.
 """
 
 import json

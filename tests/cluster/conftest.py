@@ -1,0 +1,37 @@
+"""One cluster and one installation for the whole run, and a namespace for each test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests import localcluster
+from tests.cluster.installation import Installation, fresh_namespace, install
+
+NAME = os.environ.get("EBBTIDE_TEST_CLUSTER", "ebbtide-test")
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[localcluster.Cluster]:
+    """The cluster of this run; it is never one that a kubeconfig of the user's points to."""
+    running = localcluster.up(NAME)
+    yield running
+    if os.environ.get("EBBTIDE_KEEP_CLUSTER") != "1":
+        running.down()
+
+
+@pytest.fixture(scope="session")
+def installation(cluster: localcluster.Cluster) -> Installation:
+    """Ebbtide, installed with Helm as a user does."""
+    return install(cluster)
+
+
+@pytest.fixture
+def namespace(cluster: localcluster.Cluster) -> Iterator[str]:
+    """A namespace of the test's own, which is gone after it."""
+    with fresh_namespace(cluster, f"test-{os.getpid()}-{next(_numbers)}") as name:
+        yield name
