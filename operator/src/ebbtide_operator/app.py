@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 CERTIFICATE_CHECK_S = 60.0
 CERTIFICATE_RETRY_S = 0.5
 SWEEP_S = 300.0
+STUCK_S = 120.0
 STOP_S = 8.0
 """How long the end may take; then what is left is cut off, well inside the pod's grace period."""
 MOST_REQUESTS = 256
@@ -94,7 +95,7 @@ class App:
             self._workloads, self._cluster, self._endpoint, self._hold_context, self._held, metrics
         )
         self._relay = Relay(self._state, self._store, self._cluster.authenticate, self._workload_of, metrics)
-        self._server = Server(metrics, self._missing)
+        self._server = Server(metrics, self._missing, self._stuck)
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT, or until a task fails."""
@@ -196,6 +197,7 @@ class App:
             # The certificates may be missing because nobody led: the task that makes them looks every half second.
             await self._certified.wait()
             await self._state.synced()
+            self._reconciler.begin()
             self._queue = WorkQueue(self._reconcile, on_error=self._reconcile_failed)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._queue.run())
@@ -207,6 +209,7 @@ class App:
                 )
         finally:
             self._queue = None
+            self._reconciler.begin()
             self._metrics.leader.set(0)
 
     async def _sweep(self) -> None:
@@ -224,7 +227,7 @@ class App:
         while True:
             self._metrics.store_healthy.set(self._state.healthy)
             self._metrics.epoch.set(self._state.epoch)
-            self._metrics.queue_depth.set(len(self._queue) if self._queue is not None else 0)
+            self._metrics.queue_depth.set(self._queue.depth if self._queue is not None else 0)
             await asyncio.sleep(1)
 
     # --- planning
@@ -245,6 +248,11 @@ class App:
 
     def _begin_epoch(self, epoch: int) -> None:
         logger.info("planner.began", extra={"epoch": epoch})
+        for owner in self._pods.owners():
+            workload = self._workloads.owning(owner)
+            if workload is not None:
+                # Also one that opted out while nobody looked: its pods still carry the label.
+                self._workloads.concern(workload.key)
         for key in self._workloads.keys():  # noqa: SIM118 (no mapping)
             self._wake(key)
 
@@ -259,6 +267,7 @@ class App:
             self._applier.note_terminating(pod.uid)
         workload = self._workloads.owning(pod.owner_uid)
         if workload is not None:
+            self._workloads.concern(workload.key)
             self._wake(workload.key)
 
     def _record_changed(self, namespace: str, uid: str | None, workload: str | None) -> None:
@@ -332,6 +341,12 @@ class App:
 
     def _heard(self, resource: str) -> None:
         self._metrics.watch_last_event.labels(resource).set_to_current_time()
+
+    def _stuck(self) -> list[str]:
+        # Every wait of a pass has a limit of its own; where one is missed, only a restart helps.
+        if self._queue is not None and self._queue.longest_s > STUCK_S:
+            return [f"a workload is being worked on for {self._queue.longest_s:.0f} s"]
+        return []
 
     def _missing(self) -> list[str]:
         needs = {

@@ -7,10 +7,13 @@ and end with them. Counters are raised after the write that they count succeeded
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from typing import ClassVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from ebbtide.protocol import RolloutPhase
 from ebbtide_operator.core.model import Mode, Plan, Snapshot, WorkloadKey
@@ -19,9 +22,72 @@ WORKLOAD = ("namespace", "kind", "workload")
 DRAIN_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 ANSWER_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 DELETE_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
-
-
 PODS = ("serving", "draining", "drained", "unknown")
+
+
+Samples = Mapping[str, Sequence[tuple[tuple[str, ...], float]]]
+"""Of one workload: by metric, values with the labels that come after those of the workload."""
+
+
+class WorkloadGauges(Collector):
+    """What the last pass over each workload found; only the replica that plans shows any.
+
+    One collector for all, because a workload comes, changes and goes as a whole: each `Gauge` would have to be searched
+    for its series.
+    """
+
+    GAUGES: ClassVar[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+        "ebbtide_workload_info": ("Workloads that opted in; always 1.", ("mode",)),
+        "ebbtide_rollout_phase": ("1 for the phase that a workload is in.", ("phase",)),
+        "ebbtide_pods": ("Managed pods by state.", ("state",)),
+        "ebbtide_surplus_pods": ("Pods that their controllers want to delete.", ()),
+        "ebbtide_tasks_left": ("Tasks in flight in draining pods.", ()),
+        "ebbtide_oldest_drain_start_timestamp_seconds": ("Start of the oldest drain under way; 0 without one.", ()),
+        "ebbtide_invalid_annotations": (
+            "1 for each annotation that cannot be used; its workload runs as without Ebbtide.",
+            ("annotation",),
+        ),
+    }
+
+    def __init__(self) -> None:
+        self._samples: dict[WorkloadKey, Samples] = {}
+
+    def show(self, snapshot: Snapshot, plan: Plan, status: Mapping[str, object] | None) -> None:
+        """Take what one pass found; `status` is that of the workload's Drain object."""
+        workload = snapshot.workload
+        invalid = [((problem.annotation,), 1.0) for problem in workload.problems]
+        if workload.policy.mode is Mode.OFF:
+            self._samples[workload.key] = {"ebbtide_invalid_annotations": invalid}
+            return
+        starts = [pod.draining_since for pod in snapshot.pods if pod.draining_since and not pod.terminating]
+        pods = {} if status is None else status.get("pods")
+        counts = pods if isinstance(pods, Mapping) else {}
+        phase = None if status is None else status.get("phase")
+        self._samples[workload.key] = {
+            "ebbtide_invalid_annotations": invalid,
+            "ebbtide_workload_info": [((workload.policy.mode.value,), 1.0)],
+            "ebbtide_rollout_phase": [((one.value,), float(one == phase)) for one in RolloutPhase],
+            "ebbtide_pods": [((state,), float(counts.get(state, 0))) for state in PODS],
+            "ebbtide_surplus_pods": [((), float(plan.surplus))],
+            "ebbtide_tasks_left": [((), float(plan.tasks_left))],
+            "ebbtide_oldest_drain_start_timestamp_seconds": [((), min(starts, default=0.0))],
+        }
+
+    def forget(self, key: WorkloadKey) -> None:
+        """Show nothing of a workload any more; its counters stay, as Prometheus expects of counters."""
+        self._samples.pop(key, None)
+
+    def clear(self) -> None:
+        """Show nothing: another replica plans."""
+        self._samples.clear()
+
+    def collect(self) -> Iterator[Metric]:
+        for name, (explanation, extra) in self.GAUGES.items():
+            family = GaugeMetricFamily(name, explanation, labels=(*WORKLOAD, *extra))
+            for key, samples in self._samples.items():
+                for labels, value in samples.get(name, ()):
+                    family.add_metric((key.namespace, key.kind, key.name, *labels), value)
+            yield family
 
 
 class Metrics:
@@ -29,65 +95,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._workloads()
+        self.workloads = WorkloadGauges()
+        self.registry.register(self.workloads)
+        self._drains()
         self._admission()
         self._health()
 
-    def show(self, snapshot: Snapshot, plan: Plan, status: Mapping[str, object] | None) -> None:
-        """Set the gauges of one workload to what its last pass found; `status` is that of its Drain object."""
-        workload = snapshot.workload
-        labels = (workload.key.namespace, workload.key.kind, workload.key.name)
-        self.forget(workload.key)
-        for problem in workload.problems:
-            self.invalid_annotations.labels(*labels, problem.annotation).set(1)
-        if workload.policy.mode is Mode.OFF:
-            return
-        self.workload_info.labels(*labels, workload.policy.mode).set(1)
-        self.surplus.labels(*labels).set(plan.surplus)
-        self.tasks_left.labels(*labels).set(plan.tasks_left)
-        starts = [pod.draining_since for pod in snapshot.pods if pod.draining_since and not pod.terminating]
-        self.oldest_drain.labels(*labels).set(min(starts, default=0.0))
-        if status is not None:
-            pods = status.get("pods")
-            for state in PODS:
-                count = pods.get(state, 0) if isinstance(pods, Mapping) else 0
-                self.pods.labels(*labels, state).set(count)
-            for phase in RolloutPhase:
-                self.rollout_phase.labels(*labels, phase).set(phase == status.get("phase"))
-
-    def forget(self, key: WorkloadKey) -> None:
-        """Remove the gauges of one workload; its counters stay, as Prometheus expects of counters."""
-        labels = {"namespace": key.namespace, "kind": key.kind, "workload": key.name}
-        for gauge in (
-            self.workload_info,
-            self.rollout_phase,
-            self.pods,
-            self.surplus,
-            self.tasks_left,
-            self.oldest_drain,
-            self.invalid_annotations,
-        ):
-            gauge.remove_by_labels(labels)
-
-    def _workloads(self) -> None:
+    def _drains(self) -> None:
         registry = self.registry
-        self.workload_info = Gauge(
-            "ebbtide_workload_info", "Workloads that opted in; always 1.", (*WORKLOAD, "mode"), registry=registry
-        )
-        self.rollout_phase = Gauge(
-            "ebbtide_rollout_phase", "1 for the phase that a workload is in.", (*WORKLOAD, "phase"), registry=registry
-        )
-        self.pods = Gauge("ebbtide_pods", "Managed pods by state.", (*WORKLOAD, "state"), registry=registry)
-        self.surplus = Gauge(
-            "ebbtide_surplus_pods", "Pods that their controllers want to delete.", WORKLOAD, registry=registry
-        )
-        self.tasks_left = Gauge("ebbtide_tasks_left", "Tasks in flight in draining pods.", WORKLOAD, registry=registry)
-        self.oldest_drain = Gauge(
-            "ebbtide_oldest_drain_start_timestamp_seconds",
-            "Start of the oldest drain under way; 0 without one.",
-            WORKLOAD,
-            registry=registry,
-        )
         self.orders = Counter("ebbtide_orders_total", "Orders sent to pods.", (*WORKLOAD, "desired"), registry=registry)
         self.drains = Counter(
             "ebbtide_drains_total", "Drains that ended, by outcome.", (*WORKLOAD, "outcome"), registry=registry
@@ -109,12 +124,6 @@ class Metrics:
             "ebbtide_drained_tasks_total",
             "Tasks of drained pods by outcome, from the pods' final tallies.",
             (*WORKLOAD, "outcome"),
-            registry=registry,
-        )
-        self.invalid_annotations = Gauge(
-            "ebbtide_invalid_annotations",
-            "1 for each annotation that cannot be used; its workload runs as without Ebbtide.",
-            (*WORKLOAD, "annotation"),
             registry=registry,
         )
 

@@ -37,13 +37,25 @@ class WorkQueue(Generic[Key]):
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._order = 0
-        self._busy: set[Key] = set()
+        self._busy: dict[Key, float] = {}
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
         """Return how many keys wait, delayed ones included."""
         return len(self._due)
+
+    @property
+    def depth(self) -> int:
+        """How many keys are due and not begun."""
+        now = asyncio.get_running_loop().time()
+        return sum(due <= now for due in self._due.values())
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds for which the oldest work under way has been running."""
+        now = asyncio.get_running_loop().time()
+        return max((now - began for began in self._busy.values()), default=0.0)
 
     def wake(self, key: Key, after_s: float = 0.0) -> None:
         """Ask for a key to be looked at, at the latest in `after_s` seconds; an earlier wake stands.
@@ -65,7 +77,7 @@ class WorkQueue(Generic[Key]):
                 # Cleared before looking: a wake that comes while we look must not be lost.
                 self._changed.clear()
                 while len(self._busy) < self._concurrency and (key := self._next()) is not None:
-                    self._busy.add(key)
+                    self._busy[key] = asyncio.get_running_loop().time()
                     workers.create_task(self._work_on(key))
                 await self._wait()
 
@@ -113,5 +125,5 @@ class WorkQueue(Generic[Key]):
             if again_s is not None:
                 self.wake(key, again_s)
         finally:
-            self._busy.discard(key)
+            self._busy.pop(key, None)
             self._changed.set()

@@ -73,12 +73,17 @@ class Reconciler:
         self._clock = clock
         self._memories: dict[WorkloadKey, _Memory] = {}
 
+    def begin(self) -> None:
+        """Forget what was known of statuses: another replica may have planned meanwhile."""
+        self._memories.clear()
+        self._metrics.workloads.clear()
+
     async def reconcile(self, key: WorkloadKey) -> float | None:
         """Look at one workload and do what is to be done; return the seconds after which to look again."""
         workload = self._workloads.get(key)
         if workload is None:
             self._memories.pop(key, None)
-            self._metrics.forget(key)
+            self._metrics.workloads.forget(key)
             return None
         memory = self._memories.setdefault(key, _Memory())
         with self._metrics.reconcile_duration.time():
@@ -86,13 +91,13 @@ class Reconciler:
             plan = decide(snapshot, self._clock())
             await self._applier.apply(snapshot, plan)
         self._remember(memory, plan)
-        self._metrics.show(snapshot, plan, memory.status)
+        self._metrics.workloads.show(snapshot, plan, memory.status)
         if memory.missing_since is not None:
             return MISSING_FOR_S
         return min(plan.requeue_after_s or LOOK_AGAIN_S, LOOK_AGAIN_S)
 
     def forget_status(self, namespace: str, name: str) -> WorkloadKey | None:
-        """Forget what was written to a Drain object that somebody deleted, and return its workload: it gets a new one."""
+        """Forget the Drain object that somebody deleted, and return its workload: it gets a new one."""
         for key, memory in self._memories.items():
             if key.namespace == namespace and drain_name(key) == name:
                 memory.status = None

@@ -136,3 +136,23 @@ async def test_work_can_ask_to_be_called_again() -> None:
         await asyncio.wait_for(twice.wait(), 5)
         await asyncio.sleep(0)
         assert len(queue) == 0
+
+
+async def test_depth_counts_what_is_due_and_the_longest_work_is_known() -> None:
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def work(_key: str) -> None:
+        entered.set()
+        await leave.wait()
+
+    async with running(work, concurrency=1) as queue:
+        assert queue.longest_s == 0
+        queue.wake("a")
+        await entered.wait()
+        queue.wake("b")
+        queue.wake("later", after_s=3600)
+        await asyncio.sleep(0.001)
+        assert queue.depth == 1
+        assert len(queue) == 2
+        assert queue.longest_s > 0
+        leave.set()

@@ -60,6 +60,10 @@ class PodInformer:
     def get(self, uid: str) -> PodView | None:
         return self._pods.get(uid)
 
+    def owners(self) -> Iterator[str]:
+        """Yield the UIDs of the controllers that own pods."""
+        yield from self._by_owner
+
     def of(self, owner_uid: str) -> Iterator[PodView]:
         """Yield the pods that a controller owns."""
         for uid in self._by_owner.get(owner_uid, ()):

@@ -1,0 +1,62 @@
+from typing import Any
+
+from prometheus_client import generate_latest
+
+from ebbtide_operator.core.model import Mode, Plan, PodView, Policy, Problem, Snapshot, WorkloadKey, WorkloadView
+from ebbtide_operator.metrics import Metrics
+
+
+def a_snapshot(name: str = "orders", mode: Mode = Mode.MANAGED, **fields: Any) -> Snapshot:
+    key = WorkloadKey("shop", "deployment", name)
+    workload = WorkloadView(key, "w", 1, 1, 3, 1, 0, policy=Policy(mode), **fields)
+    pod = PodView("shop", "a", "uid-a", "rs", 1.0, draining_since=77.0)
+    return Snapshot(workload, (pod,))
+
+
+STATUS = {"phase": "RollingOut", "pods": {"total": 3, "serving": 2, "draining": 1}}
+
+
+def test_a_workloads_gauges_show_its_last_pass_and_go_with_it() -> None:
+    metrics = Metrics()
+    metrics.workloads.show(a_snapshot(), Plan(surplus=2, tasks_left=5), STATUS)
+    metrics.workloads.show(a_snapshot(), Plan(surplus=1, tasks_left=4), STATUS)
+    labels = {"namespace": "shop", "kind": "deployment", "workload": "orders"}
+
+    def sample(name: str, **extra: str) -> float | None:
+        return metrics.registry.get_sample_value(name, {**labels, **extra})
+
+    assert sample("ebbtide_surplus_pods") == 1
+    assert sample("ebbtide_tasks_left") == 4
+    assert sample("ebbtide_pods", state="serving") == 2
+    assert sample("ebbtide_rollout_phase", phase="RollingOut") == 1
+    assert sample("ebbtide_rollout_phase", phase="Stable") == 0
+    assert sample("ebbtide_oldest_drain_start_timestamp_seconds") == 77
+    metrics.workloads.forget(a_snapshot().workload.key)
+    assert sample("ebbtide_surplus_pods") is None
+
+
+def test_a_workload_that_is_off_shows_what_is_wrong_with_it_alone() -> None:
+    metrics = Metrics()
+    problem = Problem("ebbtide.dev/drain-timeout", "must be a duration")
+    metrics.workloads.show(a_snapshot(mode=Mode.OFF, problems=(problem,)), Plan(), None)
+    page = generate_latest(metrics.registry).decode()
+    assert 'ebbtide_invalid_annotations{annotation="ebbtide.dev/drain-timeout"' in page
+    assert "ebbtide_workload_info{" not in page
+
+
+def test_a_replica_that_stops_planning_shows_no_workload() -> None:
+    metrics = Metrics()
+    metrics.workloads.show(a_snapshot("a"), Plan(), STATUS)
+    metrics.workloads.show(a_snapshot("b"), Plan(), STATUS)
+    metrics.workloads.clear()
+    assert 'namespace="shop"' not in generate_latest(metrics.registry).decode()
+
+
+def test_no_metric_can_have_a_label_that_grows_with_pods() -> None:
+    metrics = Metrics()
+    metrics.workloads.show(a_snapshot(), Plan(), STATUS)
+    page = generate_latest(metrics.registry).decode()
+    assert "uid" not in page
+    assert 'pod="' not in page
+    names = [line.split()[2] for line in page.splitlines() if line.startswith("# HELP")]
+    assert all(name.startswith("ebbtide_") for name in names)
