@@ -1,0 +1,156 @@
+"""The rules of the planner against a model of the rest of the world, whatever happens in whatever order."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ebbtide.protocol import Desired
+from ebbtide_operator.core.decide import SLACK_S
+from ebbtide_operator.core.fleet import survey
+from ebbtide_operator.core.model import Plan, SendOrder
+from tests.unit.core.fleet_model import World
+
+picks = st.integers(0, 99)
+
+
+class Fleet(RuleBasedStateMachine):
+    """Random histories of a Deployment with two ReplicaSets, its pods, the store and an operator that may be killed."""
+
+    @initialize(replicas=st.integers(1, 4))
+    def start(self, replicas: int) -> None:
+        self.world = World()
+        self.world.add_set("old", replicas, "1")
+        self.world.add_set("new", 0, "2")
+        self.world.live()
+
+    def _pick(self, number: int) -> str | None:
+        pods = sorted(self.world.pods)
+        return pods[number % len(pods)] if pods else None
+
+    @rule(name=st.sampled_from(["rs-old", "rs-new"]), replicas=st.integers(0, 4))
+    def resize(self, name: str, replicas: int) -> None:
+        self.world.resize(name, replicas)
+
+    @rule()
+    def control(self) -> None:
+        self.world.control()
+
+    @rule()
+    def pods_live(self) -> None:
+        self.world.live()
+
+    @rule(number=picks, tasks=st.integers(0, 3), stubborn=st.booleans())
+    def work(self, number: int, tasks: int, stubborn: bool) -> None:
+        uid = self._pick(number)
+        if uid is not None and self.world.processes[uid].order is None:
+            self.world.processes[uid].tasks = tasks
+            self.world.processes[uid].stubborn = stubborn
+
+    @rule(number=picks)
+    def finish(self, number: int) -> None:
+        uid = self._pick(number)
+        if uid is not None:
+            self.world.processes[uid].tasks = 0
+
+    @rule(number=picks)
+    def pod_dies(self, number: int) -> None:
+        uid = self._pick(number)
+        if uid is not None:
+            self.world.remove(uid)
+
+    @rule(number=picks, silent=st.booleans())
+    def pod_falls_silent(self, number: int, silent: bool) -> None:
+        uid = self._pick(number)
+        if uid is not None:
+            self.world.processes[uid].silent = silent
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 6.0, 70.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.now += seconds
+
+    @rule(up=st.booleans())
+    def store(self, up: bool) -> None:
+        self.world.store_ok = up
+
+    @rule()
+    def reconcile(self) -> None:
+        plan = self._checked_plan()
+        self.world.apply(plan)
+        # What was written is a part of the next snapshot: a record shows up in the status.
+        for _ in range(2):
+            self.world.apply(self.world.plan())
+        again = self.world.plan()
+        assert not again.actions, f"an unchanged world gives an empty plan, not {again.actions}"
+
+    @rule(most=st.integers(0, 4))
+    def operator_is_killed_half_way(self, most: int) -> None:
+        self.world.apply(self._checked_plan(), most)
+
+    @rule()
+    def apply_twice(self) -> None:
+        plan = self._checked_plan()
+        self.world.apply(plan)
+        once = (dict(self.world.pods), dict(self.world.orders), self.world.status)
+        self.world.apply(plan)
+        assert once == (dict(self.world.pods), dict(self.world.orders), self.world.status)
+
+    def _checked_plan(self) -> Plan:
+        world = self.world
+        before = survey(world.snapshot())
+        plan = world.plan()
+        starts = [
+            action
+            for action in plan.actions
+            if isinstance(action, SendOrder)
+            and action.order.desired is Desired.DRAIN
+            and action.pod.uid not in {one.pod.uid for one in before.draining}
+        ]
+        spent = sum(one.spends_budget for one in before.members)
+        back = sum(one.spends_budget for one in before.returning)
+        assert not starts or spent - back + len(starts) <= before.limit, "never more than the budget"
+        assert len(starts) <= before.wanted, "only surplus pods are ordered to drain"
+        return plan
+
+    @precondition(lambda self: self.world.store_ok)
+    @rule()
+    def no_drain_outlives_its_deadline(self) -> None:
+        world = self.world
+        world.apply(world.plan())
+        for pod in world.pods.values():
+            if pod.deadline_at is not None and world.now >= pod.deadline_at + SLACK_S:
+                member = next(one for one in survey(world.snapshot()).members if one.pod.uid == pod.uid)
+                assert pod.released is not None or not member.draining
+
+    @invariant()
+    def a_pin_never_forgets_the_users_cost(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        for uid, pod in self.world.pods.items():
+            if pod.original_cost is None:
+                assert pod.deletion_cost == self.world.user_costs[uid]
+
+    def teardown(self) -> None:
+        """Whatever happened, in the end everything is as specified and nothing is left behind."""
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        world.store_ok = True
+        for process in world.processes.values():
+            process.silent = False
+        world.settle()
+        for one in world.sets.values():
+            assert len(world.active(one.uid)) == one.replicas
+        for uid, pod in world.pods.items():
+            assert (pod.draining_since, pod.deadline_at, pod.released, pod.original_cost) == (None, None, None, None)
+            assert pod.deletion_cost == world.user_costs[uid]
+            assert world.processes[uid].order is None, "every pod that stays serves"
+        assert world.orders.keys() <= world.pods.keys()
+        assert all(order.desired is Desired.SERVE for order in world.orders.values())
+
+
+TestFleet = Fleet.TestCase
+TestFleet.settings = settings(
+    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
