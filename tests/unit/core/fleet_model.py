@@ -38,7 +38,7 @@ POLICY = Policy(mode=Mode.MANAGED, drain_timeout_s=60, cancel_grace_s=10, quiesc
 
 
 def a_workload(sets: tuple[ReplicaSetView, ...] = (), **fields: Any) -> WorkloadView:
-    given = {
+    given: dict[str, Any] = {
         "generation": 1,
         "observed_generation": 1,
         "replicas": sum(one.replicas for one in sets),
@@ -162,13 +162,13 @@ class World:
         if pod.uid not in self.pods:
             return
         old = self.pods[pod.uid]
-        values = {
+        values: dict[str, str | None] = {
             names.DRAINING_SINCE: None if old.draining_since is None else marks.format_time(old.draining_since),
             names.DRAIN_DEADLINE: None if old.deadline_at is None else marks.format_time(old.deadline_at),
             names.RELEASED: old.released,
             names.DELETION_COST: None if old.deletion_cost is None else str(old.deletion_cost),
             names.ORIGINAL_COST: old.original_cost,
-        } | changes
+        } | dict(changes)
         read = marks.read_marks({name: value for name, value in values.items() if value is not None})
         self.pods[pod.uid] = replace(
             old,
