@@ -128,6 +128,14 @@ async def test_a_transaction_applies_all_or_nothing(store, prefix):
     assert await store.get(prefix + "leader") is None
 
 
+async def test_a_transaction_may_ask_which_lease_a_key_has(store, prefix):
+    lease = await store.grant(60)
+    await put(store, prefix + "a", lease=lease)
+    assert await store.transact([Compare(prefix + "a", lease=lease + 1)], [Put(prefix + "b", b"")]) is None
+    assert await store.transact([Compare(prefix + "a", lease=lease)], [Put(prefix + "b", b"")]) is not None
+    assert await store.transact([Compare(prefix + "b", lease=0)], [Delete(prefix + "b")]) is not None
+
+
 async def test_a_prefix_is_deleted_as_a_whole_and_nothing_else(store, prefix):
     for name in ("a/1", "a/2", "ab"):
         await put(store, prefix + name)

@@ -107,23 +107,24 @@ def test_a_page_goes_on_after_the_last_key():
 
 
 def test_a_transaction_compares_by_equality():
-    compare = [Compare("/a", create_revision=5), Compare("/b", mod_revision=0)]
-    document = json.loads(wire.encode_txn(compare, [Put("/a", b"1"), Delete("/c/", prefix=True)]))
+    compare = [Compare("/a", create_revision=5), Compare("/b", mod_revision=0), Compare("/c", lease=7)]
+    document = json.loads(wire.encode_txn(compare, [Put("/a", b"1"), Delete("/d/", prefix=True)]))
     assert document == {
         "compare": [
             {"key": b64("/a"), "result": "EQUAL", "target": "CREATE", "create_revision": "5"},
             {"key": b64("/b"), "result": "EQUAL", "target": "MOD", "mod_revision": "0"},
+            {"key": b64("/c"), "result": "EQUAL", "target": "LEASE", "lease": "7"},
         ],
         "success": [
             {"request_put": {"key": b64("/a"), "value": b64("1")}},
-            {"request_delete_range": {"key": b64("/c/"), "range_end": b64("/c0")}},
+            {"request_delete_range": {"key": b64("/d/"), "range_end": b64("/d0")}},
         ],
     }
 
 
 @pytest.mark.parametrize("compare", [Compare("/a"), Compare("/a", create_revision=1, mod_revision=1)])
 def test_a_comparison_has_exactly_one_target(compare):
-    with pytest.raises(ValueError, match="exactly one"):
+    with pytest.raises(ValueError, match="give one of"):
         wire.encode_txn([compare], [])
 
 

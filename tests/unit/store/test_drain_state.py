@@ -263,6 +263,19 @@ async def test_a_deposed_leader_is_refused_by_the_store(store, clock):
         assert new.leader == "new"
 
 
+async def test_an_epoch_that_comes_again_after_a_loss_of_data_does_not_help_the_old_leader(clock):
+    store = MemoryStore()
+    async with running(store, clock) as old:
+        epoch = await old.lead("old")
+        emptied = MemoryStore()
+        await emptied.grant(60)  # leases are random numbers in etcd
+        async with running(emptied, clock) as new:
+            assert await new.lead("new") == epoch
+            old._store = old._leadership._store = emptied
+            with pytest.raises(Deposed):
+                await old.send_order("shop", "u1", an_order(epoch))
+
+
 async def test_an_order_of_an_earlier_epoch_is_refused_even_by_the_same_leader(state):
     first = await state.lead("me")
     second = await state.lead("me")

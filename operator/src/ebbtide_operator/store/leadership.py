@@ -100,12 +100,13 @@ class Leadership:
         """
         if not self.epoch or (epoch is not None and epoch != self.epoch):
             raise Deposed(f"epoch {epoch or 0}: not the leader")
-        ours = Compare(self._key, create_revision=self.epoch)
-        revision = await self._store.transact([ours, *compare], then)
+        # The lease too: a store that lost its data counts from the beginning, and may give our epoch to another.
+        ours = [Compare(self._key, create_revision=self.epoch), Compare(self._key, lease=self._lease)]
+        revision = await self._store.transact([*ours, *compare], then)
         if revision is not None:
             return revision
         current = await self._store.get(self._key) if compare else None
-        if current is not None and current.create_revision == self.epoch:
+        if current is not None and (current.create_revision, current.lease) == (self.epoch, self._lease):
             return None
         self._lose()
         raise Deposed("another operator leads")

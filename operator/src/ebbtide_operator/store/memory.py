@@ -160,12 +160,16 @@ class MemoryStore:
         self.expire_leases()
 
     def _holds(self, compare: Compare) -> bool:
-        if (compare.create_revision is None) == (compare.mod_revision is None):
-            raise ValueError(f"compare of {compare.key!r}: give exactly one of create_revision and mod_revision")
         found = self._keys.get(compare.key)
-        if compare.create_revision is not None:
-            return (found.create_revision if found else 0) == compare.create_revision
-        return (found.mod_revision if found else 0) == compare.mod_revision
+        match compare:
+            case Compare(create_revision=int(number), mod_revision=None, lease=None):
+                return (found.create_revision if found else 0) == number
+            case Compare(create_revision=None, mod_revision=int(number), lease=None):
+                return (found.mod_revision if found else 0) == number
+            case Compare(create_revision=None, mod_revision=None, lease=int(number)):
+                return (found.lease if found else 0) == number
+            case _:
+                raise ValueError(f"compare of {compare.key!r}: give one of create_revision, mod_revision and lease")
 
     def _apply(self, then: Sequence[Put | Delete]) -> None:
         revision = self._revision + 1

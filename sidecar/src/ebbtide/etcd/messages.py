@@ -18,11 +18,12 @@ class KeyValue:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """One condition of a transaction: `create_revision` or `mod_revision` of a key equals a number (0: no such key)."""
+    """One condition of a transaction: one of these fields of a key equals a number (0: no such key, no lease)."""
 
     key: str
     create_revision: int | None = None
     mod_revision: int | None = None
+    lease: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,12 +264,16 @@ def _operation(operation: Put | Delete) -> dict[str, Any]:
 
 
 def _compare(compare: Compare) -> dict[str, Any]:
-    if (compare.create_revision is None) == (compare.mod_revision is None):
-        raise ValueError(f"compare of {compare.key!r}: give exactly one of create_revision and mod_revision")
     body: dict[str, Any] = {"key": fields.text(compare.key), "result": "EQUAL"}
-    if compare.create_revision is not None:
-        return {**body, "target": "CREATE", "create_revision": str(compare.create_revision)}
-    return {**body, "target": "MOD", "mod_revision": str(compare.mod_revision)}
+    match compare:
+        case Compare(create_revision=int(number), mod_revision=None, lease=None):
+            return {**body, "target": "CREATE", "create_revision": str(number)}
+        case Compare(create_revision=None, mod_revision=int(number), lease=None):
+            return {**body, "target": "MOD", "mod_revision": str(number)}
+        case Compare(create_revision=None, mod_revision=None, lease=int(number)):
+            return {**body, "target": "LEASE", "lease": str(number)}
+        case _:
+            raise ValueError(f"compare of {compare.key!r}: give one of create_revision, mod_revision and lease")
 
 
 def _target(target: WatchTarget) -> dict[str, Any]:

@@ -1,0 +1,214 @@
+"""Mirror, leadership and relay over real etcd."""
+
+import asyncio
+import contextlib
+
+import pytest
+from aiohttp import web
+
+from ebbtide.etcd import EtcdClient, LeaseNotFound, Resync
+from ebbtide.protocol import Desired, DrainRecord, Order, Outcome, Phase, PodState, Report, RolloutPhase
+from ebbtide_operator.core.model import WorkloadKey
+from ebbtide_operator.metrics import Metrics
+from ebbtide_operator.ports import Deposed, PodIdentity, StoreUnavailable
+from ebbtide_operator.serve.relay import Relay
+from ebbtide_operator.store import drain_state as module
+from ebbtide_operator.store.drain_state import MirroredDrainState
+from ebbtide_operator.store.gateway import Gateway
+
+pytestmark = pytest.mark.etcd
+
+ORDERS = WorkloadKey("shop", "deployment", "orders")
+POD = PodIdentity("shop", "orders-1", "uid-1")
+
+
+def an_order(epoch: int, generation: int = 1) -> Order:
+    return Order(desired=Desired.DRAIN, generation=generation, epoch=epoch)
+
+
+@contextlib.asynccontextmanager
+async def replica(etcd, prefix="/ebbtide/v1"):
+    store = Gateway([etcd.url], timeout_s=1.0, inactivity_s=3.0)
+    state = MirroredDrainState(store, prefix=prefix)
+    task = asyncio.create_task(state.run())
+    await state.synced()
+    try:
+        yield state
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await store.close()
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(40):
+        while not condition():  # noqa: ASYNC110 (another process brings it about)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_deposed_leader_is_refused_by_etcd(etcd):
+    async with replica(etcd) as old, replica(etcd) as new:
+        first = await old.lead("old")
+        await old.send_order("shop", "u1", an_order(first))
+        second = await new.lead("new")
+        assert second > first
+        assert new.order("shop", "u1") == an_order(first)
+        with pytest.raises(Deposed):
+            await old.send_order("shop", "u1", an_order(first, generation=2))
+        await new.send_order("shop", "u1", an_order(second, generation=2))
+        await until(lambda: old.order("shop", "u1") == an_order(second, generation=2))
+        with EtcdClient([etcd.url]) as client:
+            key_value = client.get(new.keys.order("shop", "u1"))
+        assert Order.decode(key_value.value).epoch == second
+
+
+async def test_leadership_outlives_the_store(etcd, monkeypatch):
+    monkeypatch.setattr("ebbtide_operator.store.leadership.RETRY_S", 0.1)
+    monkeypatch.setattr(module, "PROBE_S", 0.1)
+    epochs = []
+    async with replica(etcd) as state:
+        holding = asyncio.create_task(state.hold_leadership("me", began=epochs.append))
+        await until(lambda: state.epoch)
+        await asyncio.to_thread(etcd.kill)
+        await until(lambda: not state.healthy)
+        assert state.unhealthy_since is not None
+        with pytest.raises(StoreUnavailable):
+            await state.forget("shop", "u1")
+        await asyncio.to_thread(etcd.start)
+        await until(lambda: state.healthy)
+        # The lease lived on, or a new epoch began: either way it writes again.
+        await until(lambda: state.epoch)
+        await state.send_order("shop", "u1", an_order(state.epoch))
+        holding.cancel()
+        await asyncio.gather(holding, return_exceptions=True)
+        await until(lambda: state.leader == "")
+
+
+async def test_a_frozen_store_is_unhealthy_without_a_call_of_ours(etcd, monkeypatch):
+    monkeypatch.setattr(module, "PROBE_S", 0.1)
+    async with replica(etcd) as state:
+        etcd.freeze()
+        await until(lambda: not state.healthy)
+        etcd.thaw()
+        await until(lambda: state.healthy)
+
+
+@pytest.mark.timeout(120)
+async def test_an_emptied_store_begins_anew(etcd, monkeypatch):
+    monkeypatch.setattr("ebbtide.etcd.resume.RESTART_PROOF_S", 0.5)
+    monkeypatch.setattr("ebbtide_operator.store.leadership.RETRY_S", 0.1)
+    told, epochs = [], []
+    async with replica(etcd) as state:
+        state.mirror._listener = lambda *what: told.append(what)
+        holding = asyncio.create_task(state.hold_leadership("me", began=epochs.append))
+        await until(lambda: epochs)
+        for number in range(20):
+            await state.send_order("shop", f"u{number}", an_order(state.epoch))
+        old = state.epoch
+        await asyncio.to_thread(etcd.kill)
+        etcd.wipe()
+        await asyncio.to_thread(etcd.start)
+        told.clear()
+        await until(lambda: state.orders("shop") == {})
+        assert ("shop", "u0", None) in told
+        with pytest.raises(Deposed):
+            await state.send_order("shop", "u1", an_order(old))
+        await until(lambda: len(epochs) == 2)
+        await state.send_order("shop", "u1", an_order(state.epoch))
+        assert set(state.orders("shop")) == {"u1"}
+        holding.cancel()
+        await asyncio.gather(holding, return_exceptions=True)
+
+
+async def test_history_is_bounded_in_etcd(etcd):
+    async with replica(etcd) as state:
+        await state.lead("me")
+        for number in range(60):
+            record = DrainRecord(pod="p", uid=f"u{number}", outcome=Outcome.CLEAN, reason="r", ended_at=1000.0 + number)
+            await state.write_record(ORDERS, record)
+        with EtcdClient([etcd.url]) as client:
+            names = [item.key for item in client.range(state.keys.records).key_values]
+        assert len(names) == 50
+        assert names[0].endswith("u10")
+        assert [record.uid for record in state.records(ORDERS)] == [f"u{number}" for number in range(59, 49, -1)]
+
+
+async def test_two_prefixes_do_not_see_each_other(etcd):
+    async with replica(etcd, "/one") as one, replica(etcd, "/one-more") as more:
+        await one.lead("a")
+        await more.lead("b")
+        await more.send_order("shop", "u1", an_order(more.epoch))
+        await one.send_order("shop", "u2", an_order(one.epoch))
+        await until(lambda: one.order("shop", "u2") and more.order("shop", "u1"))
+        assert set(one.orders("shop")) == {"u2"}
+        assert one.epoch
+
+
+@contextlib.asynccontextmanager
+async def served(state):
+    async def authenticate(token):
+        return POD if token == "secret" else None
+
+    relay = Relay(state, state._store, authenticate, lambda namespace, uid: ORDERS, Metrics())
+    app = web.Application()
+    app.add_routes(relay.routes())
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        relay.close()
+        await runner.cleanup()
+
+
+@pytest.mark.timeout(120)
+async def test_a_pod_drains_through_the_relay_over_an_outage(etcd, monkeypatch):
+    """Order, report, lease and phase, with etcd killed in between: what the pod holds open stays open."""
+    monkeypatch.setattr(module, "PROBE_S", 0.1)
+    async with replica(etcd) as state, replica(etcd) as second, served(state) as one, served(second) as two:
+        await state.lead("me")
+        with EtcdClient([one, two], token=lambda: "secret") as client:
+            lease = await asyncio.to_thread(client.grant, 30)
+            report = Report(state=PodState.SERVING, sequence=1, boot_id="b")
+            key = state.keys.report(POD.namespace, POD.uid)
+            await asyncio.to_thread(client.put, key, report.encode(), lease=lease)
+            await until(lambda: state.report("shop", POD.uid))
+            assert state.report("shop", POD.uid).live
+
+            stop = asyncio.Event()
+            changes: list = []
+            order_key, phase_key = state.keys.order("shop", POD.uid), state.keys.phase("shop", "deployment", "orders")
+            import threading
+
+            stop = threading.Event()
+            watch = client.watch([order_key, phase_key], stop=stop)
+            thread = threading.Thread(target=lambda: [changes.extend(batch.changes) for batch in watch])
+            thread.start()
+            await until(lambda: watch.connected)
+            await state.publish_phase(ORDERS, Phase(phase=RolloutPhase.ROLLING_OUT))
+            await until(lambda: len(changes) == 2)
+
+            await asyncio.to_thread(etcd.kill)
+            await until(lambda: not state.healthy and not second.healthy)
+            assert watch.connected
+            await asyncio.to_thread(etcd.start)
+            await until(lambda: state.healthy and second.healthy)
+
+            await until(lambda: state.epoch)
+            await state.send_order("shop", POD.uid, an_order(state.epoch))
+            await until(lambda: len(changes) == 3)
+            assert Order.decode(changes[2].key_value.value) == an_order(state.epoch)
+            assert isinstance(changes[0], Resync)
+            assert watch.last_error is None
+
+            final = Report(state=PodState.DRAINED, sequence=2, boot_id="b", generation=1)
+            try:
+                await asyncio.to_thread(client.put, key, final.encode())
+            except LeaseNotFound:
+                pytest.fail("a final report has no lease")
+            await until(lambda: (view := second.report("shop", POD.uid)) and not view.live)
+            await state.forget("shop", POD.uid)
+            await until(lambda: second.report("shop", POD.uid) is None)
+            stop.set()
+            await asyncio.to_thread(thread.join, 10)

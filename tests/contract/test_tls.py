@@ -1,0 +1,146 @@
+"""Mutual TLS through the gateway, with the certificates that the operator makes for its own etcd."""
+
+import datetime as dt
+import ssl
+import threading
+import time
+
+import pytest
+
+from ebbtide.etcd import EtcdClient, TimedOut, Unavailable
+from ebbtide_operator.cluster.authority import Leaf, Pair, make_authority, make_leaf
+from ebbtide_operator.ports import Put, StoreUnavailable
+from ebbtide_operator.store.gateway import Gateway
+from tests.contract.member import Member
+from tests.contract.watching import wait_until
+
+pytestmark = pytest.mark.etcd
+
+NOW = dt.datetime.now(dt.UTC)
+AUTHORITY = make_authority("test authority", NOW)
+STRANGER = make_authority("another authority", NOW)
+LOOPBACK = ("localhost", "127.0.0.1")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "ca.crt").write_bytes(AUTHORITY.certificate)
+    return tmp_path
+
+
+def stored(folder, name: str, pair: Pair):
+    certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+    certificate.write_bytes(pair.certificate)
+    key.write_bytes(pair.key)
+    return certificate, key
+
+
+def a_member(folder, leaf: Leaf) -> Member:
+    certificate, key = stored(folder, "server", make_leaf(AUTHORITY, leaf, NOW))
+    return Member(
+        "--client-cert-auth=true",
+        f"--trusted-ca-file={folder / 'ca.crt'}",
+        f"--cert-file={certificate}",
+        f"--key-file={key}",
+        scheme="https",
+    )
+
+
+@pytest.fixture
+def member(folder):
+    member = a_member(folder, Leaf("etcd", LOOPBACK, server=True, client=True))
+    try:
+        member.start()
+        yield member
+    finally:
+        member.close()
+
+
+def context(folder, authority: Pair | None, *, trusts: Pair = AUTHORITY) -> ssl.SSLContext:
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    made.load_verify_locations(cadata=trusts.certificate.decode())
+    if authority is not None:
+        pair = make_leaf(authority, Leaf("ebbtide", server=False, client=True), NOW)
+        made.load_cert_chain(*stored(folder, "client", pair))
+    return made
+
+
+def test_a_client_with_a_certificate_does_everything(folder, member):
+    with EtcdClient([member.url], tls=context(folder, AUTHORITY)) as client:
+        lease = client.grant(30)
+        client.put("/a", b"1", lease=lease)
+        assert client.keep_alive(lease)
+        stop = threading.Event()
+        watch = client.watch(["/a"], stop=stop)
+        changes: list = []
+        thread = threading.Thread(target=lambda: [changes.extend(batch.changes) for batch in watch])
+        thread.start()
+        wait_until(lambda: watch.connected)
+        for number in range(20):
+            client.put("/a", b"%d" % number + b"x" * 50_000)
+        wait_until(lambda: len(changes) == 21)
+        asked_at = time.monotonic()
+        stop.set()
+        thread.join(10)
+        assert time.monotonic() - asked_at < 5
+
+
+async def test_the_gateway_with_a_certificate_does_everything(folder, member):
+    gateway = Gateway([member.url], tls=context(folder, AUTHORITY))
+    revision = await gateway.transact([], [Put("/a", b"1")])
+    watch = gateway.watch("/", revision - 1)
+    (changed,) = await anext(watch)
+    assert changed.key_value.value == b"1"
+    assert gateway.healthy
+    await watch.aclose()
+    await gateway.close()
+
+
+@pytest.mark.parametrize("authority", [None, STRANGER])
+async def test_nobody_else_gets_in(folder, member, authority):
+    tls = context(folder, authority)
+    with EtcdClient([member.url], tls=tls, timeout_s=2) as client, pytest.raises(Unavailable):
+        client.get("/a")
+    gateway = Gateway([member.url], tls=tls, timeout_s=2)
+    with pytest.raises(StoreUnavailable):
+        await gateway.get("/a")
+    await gateway.close()
+
+
+async def test_a_server_that_is_not_trusted_is_not_talked_to(folder, member):
+    tls = context(folder, AUTHORITY, trusts=STRANGER)
+    with EtcdClient([member.url], tls=tls) as client, pytest.raises(Unavailable, match=r"(?i)certificate") as raised:
+        client.put("/a", b"secret")
+    assert not raised.value.may_have_happened
+    gateway = Gateway([member.url], tls=tls)
+    with pytest.raises(StoreUnavailable, match=r"(?i)certificate") as refused:
+        await gateway.transact([], [Put("/a", b"secret")])
+    assert not refused.value.uncertain
+    await gateway.close()
+
+
+def test_a_server_of_another_name_is_not_talked_to(folder):
+    member = a_member(folder, Leaf("etcd", ("etcd.example",), server=True, client=True))
+    try:
+        member.start()
+        with (
+            EtcdClient([member.url], tls=context(folder, AUTHORITY)) as client,
+            pytest.raises(Unavailable, match=r"(?i)certificate"),
+        ):
+            client.get("/a")
+    finally:
+        member.close()
+
+
+def test_the_gateway_needs_the_client_purpose_in_the_servers_certificate(folder):
+    """Why the operator's etcd certificate has both: the gateway dials its own server, as a client, with it."""
+    member = a_member(folder, Leaf("etcd", LOOPBACK, server=True, client=False))
+    try:
+        member.start()
+        with (
+            EtcdClient([member.url], tls=context(folder, AUTHORITY), timeout_s=2) as client,
+            pytest.raises((Unavailable, TimedOut)),
+        ):
+            client.get("/a")
+    finally:
+        member.close()
