@@ -163,7 +163,7 @@ class App:
             standalone=True,
             clusterwide=True,
             # kopf would ask for the name of our user, and a number in a container has none.
-            identity=self._settings.identity,  # type: ignore[arg-type] (kopf does not export the type)
+            identity=self._settings.identity,  # type: ignore[arg-type]  # kopf does not export the type
         )
         # kopf takes the signals as it starts: they are ours again.
         _stop_on_signals(self._stop)
