@@ -45,6 +45,8 @@ CERTIFICATE_CHECK_S = 60.0
 CERTIFICATE_RETRY_S = 0.5
 SWEEP_S = 300.0
 STUCK_S = 120.0
+SPACING_S = 0.05
+"""A rolling update of 200 pods wakes its workload some hundred times a second."""
 STOP_S = 8.0
 """How long the end may take; then what is left is cut off, well inside the pod's grace period."""
 MOST_REQUESTS = 256
@@ -200,7 +202,7 @@ class App:
             await self._certified.wait()
             await self._state.synced()
             self._reconciler.begin()
-            self._queue = WorkQueue(self._reconcile, on_error=self._reconcile_failed)
+            self._queue = WorkQueue(self._reconcile, spacing_s=SPACING_S, on_error=self._reconcile_failed)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._queue.run())
                 tasks.create_task(self._sweep())

@@ -21,7 +21,8 @@ class WorkQueue(Generic[Key]):
     """Run `work(key)` for every key that was woken, `concurrency` keys at a time.
 
     `work` returns the seconds after which to look again without being woken, or None. Where it raises, the key is
-    tried again after an exponential back-off with jitter (50 ms to 30 s); `on_error(key, error)` is told.
+    tried again after an exponential back-off with jitter (50 ms to 30 s); `on_error(key, error)` is told. Works on one
+    key begin `spacing_s` seconds apart at least: what wakes it in a burst is looked at together.
     """
 
     def __init__(
@@ -29,15 +30,18 @@ class WorkQueue(Generic[Key]):
         work: Callable[[Key], Awaitable[float | None]],
         *,
         concurrency: int = 8,
+        spacing_s: float = 0.0,
         on_error: Callable[[Key, Exception], None] = lambda _key, _error: None,
     ) -> None:
         self._work = work
         self._concurrency = concurrency
+        self._spacing_s = spacing_s
         self._on_error = on_error
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._order = 0
         self._busy: dict[Key, float] = {}
+        self._began: dict[Key, float] = {}
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
 
@@ -62,7 +66,7 @@ class WorkQueue(Generic[Key]):
 
         A key that is being worked on is looked at again after that: its gathering may have missed what woke it.
         """
-        due = asyncio.get_running_loop().time() + after_s
+        due = max(asyncio.get_running_loop().time() + after_s, self._began.get(key, 0.0) + self._spacing_s)
         if due >= self._due.get(key, float("inf")):
             return
         self._due[key] = due
@@ -77,7 +81,7 @@ class WorkQueue(Generic[Key]):
                 # Cleared before looking: a wake that comes while we look must not be lost.
                 self._changed.clear()
                 while len(self._busy) < self._concurrency and (key := self._next()) is not None:
-                    self._busy[key] = asyncio.get_running_loop().time()
+                    self._busy[key] = self._began[key] = asyncio.get_running_loop().time()
                     workers.create_task(self._work_on(key))
                 await self._wait()
 
@@ -124,6 +128,8 @@ class WorkQueue(Generic[Key]):
             self._failures.pop(key, None)
             if again_s is not None:
                 self.wake(key, again_s)
+            elif key not in self._due:
+                del self._began[key]
         finally:
             self._busy.pop(key, None)
             self._changed.set()

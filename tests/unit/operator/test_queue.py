@@ -156,3 +156,22 @@ async def test_depth_counts_what_is_due_and_the_longest_work_is_known() -> None:
         assert len(queue) == 2
         assert queue.longest_s > 0
         leave.set()
+
+
+async def test_a_burst_of_wakes_is_looked_at_together() -> None:
+    begun: list[float] = []
+    first, second = asyncio.Event(), asyncio.Event()
+
+    async def work(_key: str) -> float:
+        begun.append(asyncio.get_running_loop().time())
+        (second if first.is_set() else first).set()
+        return 3600.0
+
+    async with running(work, spacing_s=0.2) as queue:
+        queue.wake("a")
+        await first.wait()
+        for _ in range(20):
+            queue.wake("a")
+            await asyncio.sleep(0)
+        await asyncio.wait_for(second.wait(), 5)
+    assert begun[1] - begun[0] >= 0.2
