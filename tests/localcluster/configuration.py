@@ -131,8 +131,9 @@ def kube_proxy(network: Network, node: str, kubeconfig: str) -> str:
 
 def corefile(network: Network, kubeconfig: str) -> str:
     """Render CoreDNS's configuration: the cluster's names, and a quick "no such name" for all others."""
+    # Two blocks: within one, the template would answer before the cluster's names are looked up.
     return f"""\
-.:53 {{
+{DNS_DOMAIN}:53 in-addr.arpa:53 {{
     bind {network.control_plane}
     errors
     kubernetes {DNS_DOMAIN} in-addr.arpa {{
@@ -140,6 +141,10 @@ def corefile(network: Network, kubeconfig: str) -> str:
         pods insecure
         ttl 5
     }}
+}}
+.:53 {{
+    bind {network.control_plane}
+    errors
     template ANY ANY . {{
         rcode NXDOMAIN
     }}
