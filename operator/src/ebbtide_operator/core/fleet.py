@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from ebbtide.protocol import Desired, Order, Outcome, PodState, Report
 from ebbtide_operator.core.budget import drain_limit
@@ -155,9 +156,12 @@ class Member:
         return self.standing, own, tasks, eta_s if tasks else 0.0, -pod.created_at, pod.name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SetFacts:
-    """One ReplicaSet: who is too many, who stays in the drain, who is taken back."""
+    """One ReplicaSet: who is too many, who stays in the drain, who is taken back.
+
+    Without slots: what follows from the fields is worked out once.
+    """
 
     view: ReplicaSetView
     surplus: int
@@ -166,66 +170,66 @@ class SetFacts:
     candidates: tuple[Member, ...]
     """Pods that could be chosen, first victim first."""
 
-    @property
+    @cached_property
     def missing(self) -> int:
         """How many more have to go than drain."""
         return self.surplus - len(self.keeping)
 
-    @property
+    @cached_property
     def unborn(self) -> tuple[Member, ...]:
         """The pods that may go at once, because nothing of them ever ran."""
         return tuple(one for one in self.candidates if one.unborn)[: self.missing]
 
-    @property
+    @cached_property
     def wanted(self) -> int:
         """How many more have to drain."""
         return self.missing - len(self.unborn)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fleet:
-    """A snapshot, sorted out."""
+    """A snapshot, sorted out. Without slots: what follows from the fields is worked out once."""
 
     snapshot: Snapshot
     members: tuple[Member, ...]
     sets: tuple[SetFacts, ...]
 
-    @property
+    @cached_property
     def surplus(self) -> int:
         return sum(one.surplus for one in self.sets)
 
-    @property
+    @cached_property
     def draining(self) -> tuple[Member, ...]:
         """Pods on their way out, oldest pod first."""
         return tuple(one for one in self.members if one.draining)
 
-    @property
+    @cached_property
     def returning(self) -> tuple[Member, ...]:
         return tuple(one for facts in self.sets for one in facts.returning)
 
-    @property
+    @cached_property
     def limit(self) -> int:
         return drain_limit(self.snapshot.workload, sum(one.counts for one in self.members))
 
-    @property
+    @cached_property
     def free(self) -> int:
         """Drain slots that are free once the pods to be returned are; never negative."""
         back = {one.pod.uid for one in self.returning}
         spent = sum(one.spends_budget and one.pod.uid not in back for one in self.members)
         return max(0, self.limit - spent)
 
-    @property
+    @cached_property
     def wanted(self) -> int:
         """How many more pods have to drain, whatever the budget."""
         return sum(one.wanted for one in self.sets)
 
-    @property
+    @cached_property
     def pool(self) -> tuple[Member, ...]:
         """Pods from which the next victims come, first victim first, of all sets that miss some."""
         found = [one for facts in self.sets if facts.wanted > 0 for one in facts.candidates if one not in facts.unborn]
         return tuple(sorted(found, key=lambda one: one.rank))
 
-    @property
+    @cached_property
     def victims(self) -> tuple[Member, ...]:
         """The pods to order now: the first of the pool, within each set's need and the budget of the workload."""
         left = {facts.view.uid: facts.wanted for facts in self.sets}
