@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 
 from .history import Removal
 
@@ -37,8 +38,7 @@ def signal_latencies(decided: Mapping[str, Sequence[float]], told: Mapping[str, 
     """
     latencies = []
     for pod, decisions in decided.items():
-        ordered = sorted(decisions)
-        for decision, following in zip(ordered, [*ordered[1:], math.inf], strict=True):
+        for decision, following in pairwise([*sorted(decisions), math.inf]):
             answers = [at for at in told.get(pod, ()) if decision - CLOCK_TOLERANCE_S <= at < following]
             if answers:
                 latencies.append(max(0.0, min(answers) - decision))

@@ -75,6 +75,8 @@ class Row:
     removed_pods: int
     writes_per_pod: float | None
     own_writes_per_pod: float | None
+    own_pod_writes_per_pod: float | None
+    """Of those, the ones to the pods themselves."""
     held_requests: int | None
     removals: tuple[Removal, ...] = field(default=(), repr=False)
 
@@ -128,11 +130,16 @@ def measure(recording: Recording, course: Course, now: float, namespace: str, op
         signals=len(latencies),
         closed_p50_s=percentile(closed, 50),
         removed_pods=gone,
-        writes_per_pod=writes.accepted / gone if writes is not None and gone else None,
-        own_writes_per_pod=writes.by_ebbtide / gone if writes is not None and gone else None,
+        writes_per_pod=_per(gone, writes.accepted if writes else None),
+        own_writes_per_pod=_per(gone, writes.by_ebbtide if writes else None),
+        own_pod_writes_per_pod=_per(gone, writes.to_pods_by_ebbtide if writes else None),
         held_requests=writes.held if writes is not None else None,
         removals=removals,
     )
+
+
+def _per(pods: int, count: int | None) -> float | None:
+    return count / pods if pods and count is not None else None
 
 
 def _marks(recording: Recording, kind: MarkKind) -> dict[str, list[float]]:

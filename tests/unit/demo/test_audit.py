@@ -55,7 +55,7 @@ def test_counts_what_belongs_to_the_deployment_and_tells_our_own_apart() -> None
         created_pods=3,
         operator="ebbtide-system",
     )
-    assert (counted.accepted, counted.by_ebbtide, counted.held) == (7, 2, 1)
+    assert (counted.accepted, counted.by_ebbtide, counted.to_pods_by_ebbtide, counted.held) == (7, 2, 1, 1)
 
 
 def test_the_first_accepted_deletion_of_a_pod_is_its_deletion() -> None:

@@ -47,6 +47,16 @@ def test_a_pod_that_was_never_told_has_no_latency() -> None:
     assert signal_latencies({"a": [10.0]}, {"a": [5.0]}) == []
 
 
+moments = st.dictionaries(st.sampled_from("abc"), st.lists(st.floats(0, 100), max_size=4))
+
+
+@given(moments, moments)
+def test_no_decision_has_more_than_one_latency(decided: dict[str, list[float]], told: dict[str, list[float]]) -> None:
+    latencies = signal_latencies(decided, told)
+    assert all(latency >= 0 for latency in latencies)
+    assert len(latencies) <= sum(len(times) for times in decided.values())
+
+
 loads = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 9), min_size=1)
 
 

@@ -36,7 +36,8 @@ GOOD = Row(
     closed_p50_s=5.1,
     removed_pods=12,
     writes_per_pod=9.0,
-    own_writes_per_pod=2.0,
+    own_writes_per_pod=2.5,
+    own_pod_writes_per_pod=2.0,
     held_requests=10,
 )
 
