@@ -52,11 +52,18 @@ def install_ebbtide(cluster: Cluster, say: Say) -> None:
 
 
 def deploy(cluster: Cluster, subjects: Sequence[Subject], replicas: int, say: Say) -> None:
-    """Create the demo's namespaces anew, and wait until everything in them is ready."""
+    """Deploy everything anew, and wait until it is ready.
+
+    The namespaces of an earlier demo stay: the namespace controller looks again only after half of the longest grace
+    period in one, which is minutes here.
+    """
     say(f"{SHOP}: {', '.join(subject.name for subject in subjects)}, {replicas} replicas each")
+    namespaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in (SHOP, MONITORING)]
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(manifests.as_list(namespaces)))
     for namespace in (SHOP, MONITORING):
-        cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=400s", timeout_s=420)
-        cluster.kubectl("create", "namespace", namespace)
+        # In the foreground: a pod that is left over would be counted as one of the new Deployment's.
+        everything = ("delete", "deployments,pods", "--all", "--cascade=foreground", "--timeout=400s")
+        cluster.kubectl("-n", namespace, *everything, timeout_s=420)
     orders = images.reference("orders")
     shop = [*manifests.load(orders)]
     for subject in subjects:
