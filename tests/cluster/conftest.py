@@ -10,6 +10,7 @@ import pytest
 
 from tests import localcluster
 from tests.cluster.installation import Installation, fresh_namespace, install
+from tests.cluster.workloads import Deployment
 
 NAME = os.environ.get("EBBTIDE_TEST_CLUSTER", "ebbtide-test")
 _numbers = itertools.count(1)
@@ -35,3 +36,11 @@ def namespace(cluster: localcluster.Cluster) -> Iterator[str]:
     """A namespace of the test's own, which is gone after it."""
     with fresh_namespace(cluster, f"test-{os.getpid()}-{next(_numbers)}") as name:
         yield name
+
+
+@pytest.fixture
+def worker(installation: Installation, namespace: str) -> Iterator[Deployment]:
+    """A Deployment that is not applied yet."""
+    deployment = Deployment(installation, namespace)
+    yield deployment
+    deployment.close()

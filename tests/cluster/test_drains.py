@@ -4,15 +4,10 @@ import json
 
 import pytest
 
-from tests.cluster.installation import Installation, eventually
+from tests.cluster.installation import eventually
 from tests.cluster.workloads import MANAGED, Deployment, annotation
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-def worker(installation: Installation, namespace: str) -> Deployment:
-    return Deployment(installation, namespace)
 
 
 def test_a_rollout_finishes_every_task_before_its_pod_goes(worker: Deployment) -> None:

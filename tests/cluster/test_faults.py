@@ -13,11 +13,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 
 
 @pytest.fixture
-def worker(installation: Installation, namespace: str) -> Deployment:
-    return Deployment(installation, namespace)
-
-
-@pytest.fixture
 def mended(installation: Installation) -> object:
     """Bring the operator and its store back after a test that takes them away."""
     yield

@@ -186,6 +186,12 @@ class Deployment:
             log.reader.start()
             self.logs[name] = log
 
+    def close(self) -> None:
+        """Stop reading logs."""
+        for log in self.logs.values():
+            log.process.terminate()
+            log.end()
+
     def give(self, pod: str, task: str, seconds: str) -> None:
         """Make a pod start a task, and wait until it did."""
         script = f"echo -n {seconds} > /tmp/work/{task}.new && mv /tmp/work/{task}.new /tmp/work/{task}.task"
@@ -199,8 +205,9 @@ MANAGED = {"ebbtide.dev/drain": "managed", "ebbtide.dev/drain-timeout": "60s", "
 
 def _read(log: Log) -> None:
     assert log.process.stdout is not None
-    for line in log.process.stdout:
-        log.lines.append(line.strip())
+    with log.process.stdout as lines:
+        for line in lines:
+            log.lines.append(line.strip())
 
 
 def annotation(pod: dict[str, Any], name: str) -> str | None:

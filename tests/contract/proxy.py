@@ -66,6 +66,7 @@ class Proxy:
             try:
                 while True:
                     for key, _ in selector.select():
+                        assert isinstance(key.fileobj, socket.socket)
                         data = key.fileobj.recv(65536)
                         if not data:
                             return

@@ -5,6 +5,8 @@ import json
 import os
 import threading
 import uuid
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -24,13 +26,13 @@ from ebbtide.etcd import (
 from ebbtide_operator.ports import StoreUnavailable
 from ebbtide_operator.store.gateway import Gateway
 from tests.contract.member import Member
-from tests.contract.watching import SyncWatching, wait_until
+from tests.contract.watching import SyncWatching, collect, wait_until
 
 pytestmark = pytest.mark.etcd
 
 
 @pytest.fixture
-def client(shared_etcd):
+def client(shared_etcd: Member) -> Iterator[Any]:
     with EtcdClient([shared_etcd.url]) as client:
         yield client
 
@@ -40,7 +42,7 @@ def prefix() -> str:
     return f"/test/{uuid.uuid4().hex}/"
 
 
-def test_reads_what_it_wrote(client, prefix):
+def test_reads_what_it_wrote(client: Any, prefix: str) -> None:
     assert client.get(prefix + "a") is None
     value = bytes(range(256))
     revision = client.put(prefix + "a", value)
@@ -50,13 +52,13 @@ def test_reads_what_it_wrote(client, prefix):
     assert client.get(prefix + "a").value == b""
 
 
-def test_a_key_of_any_bytes_survives(client, prefix):
+def test_a_key_of_any_bytes_survives(client: Any, prefix: str) -> None:
     key = prefix + b"\xff\x00/\xc3\xa9".decode(errors="surrogateescape")
     client.put(key, b"1")
     assert [item.key for item in client.range(prefix).key_values] == [key]
 
 
-def test_a_long_range_is_one_picture_of_the_store(client, prefix, monkeypatch):
+def test_a_long_range_is_one_picture_of_the_store(client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "PAGE", 9)
     for start in range(0, 100, 50):
         client.transact([], [Put(f"{prefix}{number:03}", b"1") for number in range(start, start + 50)])
@@ -65,7 +67,7 @@ def test_a_long_range_is_one_picture_of_the_store(client, prefix, monkeypatch):
     assert result.revision >= result.key_values[-1].mod_revision
 
 
-def test_deletes_a_key_or_a_prefix_and_says_how_many(client, prefix):
+def test_deletes_a_key_or_a_prefix_and_says_how_many(client: Any, prefix: str) -> None:
     for name in ("a", "a/1", "a/2", "b"):
         client.put(prefix + name, b"")
     assert client.delete(prefix + "a") == 1
@@ -74,7 +76,7 @@ def test_deletes_a_key_or_a_prefix_and_says_how_many(client, prefix):
     assert [item.key for item in client.range(prefix).key_values] == [prefix + "b"]
 
 
-def test_a_transaction_is_all_or_nothing(client, prefix):
+def test_a_transaction_is_all_or_nothing(client: Any, prefix: str) -> None:
     revision = client.put(prefix + "a", b"1")
     lost = client.transact([Compare(prefix + "a", mod_revision=revision - 1)], [Put(prefix + "b", b"")])
     assert not lost.succeeded
@@ -87,7 +89,7 @@ def test_a_transaction_is_all_or_nothing(client, prefix):
     assert client.get(prefix + "a") is None
 
 
-def test_a_lease_lives_while_it_is_kept(client, prefix):
+def test_a_lease_lives_while_it_is_kept(client: Any, prefix: str) -> None:
     lease = client.grant(60)
     client.put(prefix + "a", b"", lease=lease)
     assert client.keep_alive(lease)
@@ -99,19 +101,19 @@ def test_a_lease_lives_while_it_is_kept(client, prefix):
         client.put(prefix + "a", b"", lease=lease)
 
 
-def test_what_etcd_refuses_is_named(client, prefix):
+def test_what_etcd_refuses_is_named(client: Any, prefix: str) -> None:
     with pytest.raises(Refused, match="duplicate key"):
         client.transact([], [Put(prefix + "a", b""), Put(prefix + "a", b"")])
 
 
-def test_several_keys_are_watched_over_one_connection(client, shared_etcd, prefix):
+def test_several_keys_are_watched_over_one_connection(client: Any, shared_etcd: Member, prefix: str) -> None:
     client.put(prefix + "one", b"before")
     stop = threading.Event()
     watch = client.watch([prefix + "one", prefix + "two"], stop=stop)
     changes = list(next(watch).changes)
     assert [item.value for item in changes[0].key_values] == [b"before"]
-    seen: list = []
-    thread = threading.Thread(target=lambda: [seen.extend(batch.changes) for batch in watch])
+    seen: list[Any] = []
+    thread = threading.Thread(target=collect, args=(watch, seen))
     thread.start()
     wait_until(lambda: watch.connected)
     client.put(prefix + "three", b"not ours")
@@ -124,7 +126,7 @@ def test_several_keys_are_watched_over_one_connection(client, shared_etcd, prefi
     assert seen[0].key_value.key == prefix + "two"
 
 
-def test_a_fork_disturbs_neither_side(client, shared_etcd, prefix):
+def test_a_fork_disturbs_neither_side(client: Any, shared_etcd: Member, prefix: str) -> None:
     """The parent's watch goes on; the child uses the same client object with connections of its own."""
     watching = SyncWatching([shared_etcd.url], prefix)
     client.put(prefix + "parent", b"1")
@@ -154,14 +156,14 @@ test_a_fork_disturbs_neither_side = pytest.mark.filterwarnings(
 # --- users and passwords
 
 
-def post(member: Member, path: str, document: dict, token: str | None = None) -> None:
+def post(member: Member, path: str, document: dict[str, Any]) -> None:
     """Administer etcd, which the clients do not."""
-    with EtcdClient([member.url], **({"token": lambda: token} if token else {})) as admin:
+    with EtcdClient([member.url]) as admin:
         admin._transport.call(path, f"/v3/auth/{path}", json.dumps(document).encode(), write=True)
 
 
 @pytest.fixture
-def guarded():
+def guarded() -> Iterator[Any]:
     """An etcd with users, whose tokens die after two seconds without use."""
     member = Member("--auth-token=simple", "--auth-token-ttl=2")
     try:
@@ -181,22 +183,24 @@ def guarded():
         member.close()
 
 
-def test_logs_in_and_again_when_the_store_forgot_it(guarded):
+def test_logs_in_and_again_when_the_store_forgot_it(guarded: Member) -> None:
     with EtcdClient([guarded.url], username="pod", password="p") as client:
         client.put("/own/a", b"1")
         guarded.kill()  # simple tokens live in the process
         guarded.start()
-        assert client.get("/own/a").value == b"1"
+        found = client.get("/own/a")
+        assert found is not None
+        assert found.value == b"1"
         lease = client.grant(30)
         assert client.keep_alive(lease)
 
 
-def test_a_watch_outlives_its_login(guarded):
+def test_a_watch_outlives_its_login(guarded: Member) -> None:
     with EtcdClient([guarded.url], username="pod", password="p") as client:
         stop = threading.Event()
         watch = client.watch(["/own/"], prefix=True, stop=stop)
-        changes: list = []
-        thread = threading.Thread(target=lambda: [changes.extend(batch.changes) for batch in watch])
+        changes: list[Any] = []
+        thread = threading.Thread(target=collect, args=(watch, changes))
         thread.start()
         wait_until(lambda: watch.connected)
         guarded.kill()
@@ -209,7 +213,7 @@ def test_a_watch_outlives_its_login(guarded):
         thread.join(10)
 
 
-def test_rights_end_where_the_role_does(guarded):
+def test_rights_end_where_the_role_does(guarded: Member) -> None:
     with EtcdClient([guarded.url], username="pod", password="p") as client:
         with pytest.raises(PermissionDenied):
             client.get("/other")
@@ -221,7 +225,7 @@ def test_rights_end_where_the_role_does(guarded):
         next(watch)  # what may be listed may be watched
 
 
-def test_a_refused_watch_says_why_and_does_not_hang(guarded):
+def test_a_refused_watch_says_why_and_does_not_hang(guarded: Member) -> None:
     with EtcdClient([guarded.url], username="pod", password="p") as client:
         stop = threading.Event()
         watch = client.watch(["/other"], stop=stop)
@@ -234,17 +238,19 @@ def test_a_refused_watch_says_why_and_does_not_hang(guarded):
 
 
 @pytest.mark.parametrize("credentials", [{}, {"username": "pod", "password": "wrong"}, {"token": lambda: "made-up"}])
-def test_strangers_are_told_that_they_are(guarded, credentials):
+def test_strangers_are_told_that_they_are(guarded: Member, credentials: Any) -> None:
     with EtcdClient([guarded.url], **credentials) as client, pytest.raises(Unauthenticated):
         client.get("/own/a")
 
 
-async def test_the_gateway_logs_in_again_too(guarded):
+async def test_the_gateway_logs_in_again_too(guarded: Member) -> None:
     gateway = Gateway([guarded.url], username="root", password="r")
     await gateway.transact([], [Put("/own/a", b"1")])
     guarded.kill()
     guarded.start()
-    assert (await gateway.get("/own/a")).value == b"1"
+    found = await gateway.get("/own/a")
+    assert found is not None
+    assert found.value == b"1"
     await gateway.close()
     gateway = Gateway([guarded.url], username="root", password="wrong")
     with pytest.raises(StoreUnavailable, match="authentication failed"):

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -15,6 +18,8 @@ from ebbtide_operator.serve.relay import Relay
 from ebbtide_operator.store import drain_state as module
 from ebbtide_operator.store.drain_state import MirroredDrainState
 from ebbtide_operator.store.gateway import Gateway
+from tests.contract.member import Member
+from tests.contract.watching import collect
 
 pytestmark = pytest.mark.etcd
 
@@ -27,7 +32,7 @@ def an_order(epoch: int, generation: int = 1) -> Order:
 
 
 @contextlib.asynccontextmanager
-async def replica(etcd, prefix="/ebbtide/v1"):
+async def replica(etcd: Member, prefix: str = "/ebbtide/v1") -> AsyncIterator[Any]:
     store = Gateway([etcd.url], timeout_s=1.0, inactivity_s=3.0)
     state = MirroredDrainState(store, prefix=prefix)
     task = asyncio.create_task(state.run())
@@ -40,13 +45,13 @@ async def replica(etcd, prefix="/ebbtide/v1"):
         await store.close()
 
 
-async def until(condition) -> None:
+async def until(condition: Any) -> None:
     async with asyncio.timeout(40):
         while not condition():  # noqa: ASYNC110 (another process brings it about)
             await asyncio.sleep(0.01)
 
 
-async def test_a_deposed_leader_is_refused_by_etcd(etcd):
+async def test_a_deposed_leader_is_refused_by_etcd(etcd: Member) -> None:
     async with replica(etcd) as old, replica(etcd) as new:
         first = await old.lead("old")
         await old.send_order("shop", "u1", an_order(first))
@@ -59,13 +64,14 @@ async def test_a_deposed_leader_is_refused_by_etcd(etcd):
         await until(lambda: old.order("shop", "u1") == an_order(second, generation=2))
         with EtcdClient([etcd.url]) as client:
             key_value = client.get(new.keys.order("shop", "u1"))
+        assert key_value is not None
         assert Order.decode(key_value.value).epoch == second
 
 
-async def test_leadership_outlives_the_store(etcd, monkeypatch):
+async def test_leadership_outlives_the_store(etcd: Member, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ebbtide_operator.store.leadership.RETRY_S", 0.1)
     monkeypatch.setattr(module, "PROBE_S", 0.1)
-    epochs = []
+    epochs: list[int] = []
     async with replica(etcd) as state:
         holding = asyncio.create_task(state.hold_leadership("me", began=epochs.append))
         await until(lambda: state.epoch)
@@ -84,7 +90,9 @@ async def test_leadership_outlives_the_store(etcd, monkeypatch):
         await until(lambda: state.leader == "")
 
 
-async def test_a_frozen_store_is_unhealthy_without_a_call_of_ours(etcd, monkeypatch):
+async def test_a_frozen_store_is_unhealthy_without_a_call_of_ours(
+    etcd: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "PROBE_S", 0.1)
     async with replica(etcd) as state:
         etcd.freeze()
@@ -94,10 +102,11 @@ async def test_a_frozen_store_is_unhealthy_without_a_call_of_ours(etcd, monkeypa
 
 
 @pytest.mark.timeout(120)
-async def test_an_emptied_store_begins_anew(etcd, monkeypatch):
+async def test_an_emptied_store_begins_anew(etcd: Member, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ebbtide.etcd.resume.RESTART_PROOF_S", 0.5)
     monkeypatch.setattr("ebbtide_operator.store.leadership.RETRY_S", 0.1)
-    told, epochs = [], []
+    told: list[Any] = []
+    epochs: list[int] = []
     async with replica(etcd) as state:
         state.mirror._listener = lambda *what: told.append(what)
         holding = asyncio.create_task(state.hold_leadership("me", began=epochs.append))
@@ -120,7 +129,7 @@ async def test_an_emptied_store_begins_anew(etcd, monkeypatch):
         await asyncio.gather(holding, return_exceptions=True)
 
 
-async def test_history_is_bounded_in_etcd(etcd):
+async def test_history_is_bounded_in_etcd(etcd: Member) -> None:
     async with replica(etcd) as state:
         await state.lead("me")
         for number in range(60):
@@ -133,7 +142,7 @@ async def test_history_is_bounded_in_etcd(etcd):
         assert [record.uid for record in state.records(ORDERS)] == [f"u{number}" for number in range(59, 49, -1)]
 
 
-async def test_two_prefixes_do_not_see_each_other(etcd):
+async def test_two_prefixes_do_not_see_each_other(etcd: Member) -> None:
     async with replica(etcd, "/one") as one, replica(etcd, "/one-more") as more:
         await one.lead("a")
         await more.lead("b")
@@ -145,8 +154,8 @@ async def test_two_prefixes_do_not_see_each_other(etcd):
 
 
 @contextlib.asynccontextmanager
-async def served(state):
-    async def authenticate(token):
+async def served(state: Any) -> AsyncIterator[Any]:
+    async def authenticate(token: str) -> Any:
         return POD if token == "secret" else None
 
     relay = Relay(state, state._store, authenticate, lambda namespace, uid: ORDERS, Metrics())
@@ -163,7 +172,7 @@ async def served(state):
 
 
 @pytest.mark.timeout(120)
-async def test_a_pod_drains_through_the_relay_over_an_outage(etcd, monkeypatch):
+async def test_a_pod_drains_through_the_relay_over_an_outage(etcd: Member, monkeypatch: pytest.MonkeyPatch) -> None:
     """Order, report, lease and phase, with etcd killed in between: what the pod holds open stays open."""
     monkeypatch.setattr(module, "PROBE_S", 0.1)
     async with replica(etcd) as state, replica(etcd) as second, served(state) as one, served(second) as two:
@@ -176,14 +185,11 @@ async def test_a_pod_drains_through_the_relay_over_an_outage(etcd, monkeypatch):
             await until(lambda: state.report("shop", POD.uid))
             assert state.report("shop", POD.uid).live
 
-            stop = asyncio.Event()
-            changes: list = []
+            changes: list[Any] = []
             order_key, phase_key = state.keys.order("shop", POD.uid), state.keys.phase("shop", "deployment", "orders")
-            import threading
-
             stop = threading.Event()
             watch = client.watch([order_key, phase_key], stop=stop)
-            thread = threading.Thread(target=lambda: [changes.extend(batch.changes) for batch in watch])
+            thread = threading.Thread(target=collect, args=(watch, changes))
             thread.start()
             await until(lambda: watch.connected)
             await state.publish_phase(ORDERS, Phase(phase=RolloutPhase.ROLLING_OUT))

@@ -4,15 +4,18 @@ import datetime as dt
 import ssl
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ebbtide.etcd import EtcdClient, TimedOut, Unavailable
+from ebbtide.etcd import Changed, EtcdClient, TimedOut, Unavailable
 from ebbtide_operator.cluster.authority import Leaf, Pair, make_authority, make_leaf
 from ebbtide_operator.ports import Put, StoreUnavailable
 from ebbtide_operator.store.gateway import Gateway
 from tests.contract.member import Member
-from tests.contract.watching import wait_until
+from tests.contract.watching import collect, wait_until
 
 pytestmark = pytest.mark.etcd
 
@@ -23,19 +26,19 @@ LOOPBACK = ("localhost", "127.0.0.1")
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Any:
     (tmp_path / "ca.crt").write_bytes(AUTHORITY.certificate)
     return tmp_path
 
 
-def stored(folder, name: str, pair: Pair):
+def stored(folder: Path, name: str, pair: Pair) -> Any:
     certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
     certificate.write_bytes(pair.certificate)
     key.write_bytes(pair.key)
     return certificate, key
 
 
-def a_member(folder, leaf: Leaf) -> Member:
+def a_member(folder: Path, leaf: Leaf) -> Member:
     certificate, key = stored(folder, "server", make_leaf(AUTHORITY, leaf, NOW))
     return Member(
         "--client-cert-auth=true",
@@ -47,7 +50,7 @@ def a_member(folder, leaf: Leaf) -> Member:
 
 
 @pytest.fixture
-def member(folder):
+def member(folder: Path) -> Iterator[Any]:
     member = a_member(folder, Leaf("etcd", LOOPBACK, server=True, client=True))
     try:
         member.start()
@@ -56,7 +59,7 @@ def member(folder):
         member.close()
 
 
-def context(folder, authority: Pair | None, *, trusts: Pair = AUTHORITY) -> ssl.SSLContext:
+def context(folder: Path, authority: Pair | None, *, trusts: Pair = AUTHORITY) -> ssl.SSLContext:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.load_verify_locations(cadata=trusts.certificate.decode())
     if authority is not None:
@@ -65,15 +68,15 @@ def context(folder, authority: Pair | None, *, trusts: Pair = AUTHORITY) -> ssl.
     return made
 
 
-def test_a_client_with_a_certificate_does_everything(folder, member):
+def test_a_client_with_a_certificate_does_everything(folder: Path, member: Member) -> None:
     with EtcdClient([member.url], tls=context(folder, AUTHORITY)) as client:
         lease = client.grant(30)
         client.put("/a", b"1", lease=lease)
         assert client.keep_alive(lease)
         stop = threading.Event()
         watch = client.watch(["/a"], stop=stop)
-        changes: list = []
-        thread = threading.Thread(target=lambda: [changes.extend(batch.changes) for batch in watch])
+        changes: list[Any] = []
+        thread = threading.Thread(target=collect, args=(watch, changes))
         thread.start()
         wait_until(lambda: watch.connected)
         for number in range(20):
@@ -85,11 +88,13 @@ def test_a_client_with_a_certificate_does_everything(folder, member):
         assert time.monotonic() - asked_at < 5
 
 
-async def test_the_gateway_with_a_certificate_does_everything(folder, member):
+async def test_the_gateway_with_a_certificate_does_everything(folder: Path, member: Member) -> None:
     gateway = Gateway([member.url], tls=context(folder, AUTHORITY))
     revision = await gateway.transact([], [Put("/a", b"1")])
+    assert revision is not None
     watch = gateway.watch("/", revision - 1)
     (changed,) = await anext(watch)
+    assert isinstance(changed, Changed)
     assert changed.key_value.value == b"1"
     assert gateway.healthy
     await watch.aclose()
@@ -97,17 +102,17 @@ async def test_the_gateway_with_a_certificate_does_everything(folder, member):
 
 
 @pytest.mark.parametrize("authority", [None, STRANGER])
-async def test_nobody_else_gets_in(folder, member, authority):
+async def test_nobody_else_gets_in(folder: Path, member: Member, authority: Any) -> None:
     tls = context(folder, authority)
-    with EtcdClient([member.url], tls=tls, timeout_s=2) as client, pytest.raises(Unavailable):
+    with EtcdClient([member.url], tls=tls) as client, pytest.raises(Unavailable):
         client.get("/a")
-    gateway = Gateway([member.url], tls=tls, timeout_s=2)
+    gateway = Gateway([member.url], tls=tls)
     with pytest.raises(StoreUnavailable):
         await gateway.get("/a")
     await gateway.close()
 
 
-async def test_a_server_that_is_not_trusted_is_not_talked_to(folder, member):
+async def test_a_server_that_is_not_trusted_is_not_talked_to(folder: Path, member: Member) -> None:
     tls = context(folder, AUTHORITY, trusts=STRANGER)
     with EtcdClient([member.url], tls=tls) as client, pytest.raises(Unavailable, match=r"(?i)certificate") as raised:
         client.put("/a", b"secret")
@@ -119,7 +124,7 @@ async def test_a_server_that_is_not_trusted_is_not_talked_to(folder, member):
     await gateway.close()
 
 
-def test_a_server_of_another_name_is_not_talked_to(folder):
+def test_a_server_of_another_name_is_not_talked_to(folder: Path) -> None:
     member = a_member(folder, Leaf("etcd", ("etcd.example",), server=True, client=True))
     try:
         member.start()
@@ -132,7 +137,7 @@ def test_a_server_of_another_name_is_not_talked_to(folder):
         member.close()
 
 
-def test_the_gateway_needs_the_client_purpose_in_the_servers_certificate(folder):
+def test_the_gateway_needs_the_client_purpose_in_the_servers_certificate(folder: Path) -> None:
     """Why the operator's etcd certificate has both: the gateway dials its own server, as a client, with it."""
     member = a_member(folder, Leaf("etcd", LOOPBACK, server=True, client=False))
     try:

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -15,11 +17,11 @@ PREFIX = "/w/"
 
 
 @pytest.fixture(params=[SyncWatching, GatewayWatching])
-def watching_of(request):
+def watching_of(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Start a watch; it is stopped at the end of the test."""
     started = []
 
-    def start(*arguments, **named):
+    def start(*arguments: Any, **named: Any) -> Any:
         watching = request.param(*arguments, **named)
         started.append(watching)
         return watching
@@ -30,13 +32,13 @@ def watching_of(request):
 
 
 @pytest.fixture
-def client(etcd):
+def client(etcd: Member) -> Iterator[Any]:
     with EtcdClient([etcd.url], timeout_s=2) as client:
         yield client
 
 
 @pytest.fixture
-def proxy(etcd):
+def proxy(etcd: Member) -> Iterator[Any]:
     proxy = Proxy(etcd.port)
     yield proxy
     proxy.close()
@@ -73,18 +75,18 @@ class Writer:
         self._thread.join()
 
 
-def compact(client: EtcdClient) -> int:
-    revision = client.put("/compacted-at", b"")
+def compact(client: Any) -> int:
+    revision: int = client.put("/compacted-at", b"")
     client._transport.call("compact", "/v3/kv/compaction", b'{"revision":"%d"}' % revision, write=True)
     return revision
 
 
-def values(changes: list) -> list[bytes]:
+def values(changes: list[Any]) -> list[bytes]:
     return [change.key_value.value for change in changes if isinstance(change, Changed)]
 
 
 @pytest.mark.timeout(120)
-def test_every_acknowledged_put_arrives_over_a_killed_store(etcd, watching_of):
+def test_every_acknowledged_put_arrives_over_a_killed_store(etcd: Member, watching_of: Any) -> None:
     watching = watching_of([etcd.url], PREFIX)
     writer = Writer(etcd.url)
     for round_ in range(3):
@@ -105,7 +107,9 @@ def test_every_acknowledged_put_arrives_over_a_killed_store(etcd, watching_of):
     assert revisions == sorted(revisions)
 
 
-def test_a_catch_up_that_is_cut_again_and_again_loses_nothing(etcd, client, proxy, watching_of):
+def test_a_catch_up_that_is_cut_again_and_again_loses_nothing(
+    etcd: Member, client: Any, proxy: Proxy, watching_of: Any
+) -> None:
     client.put(f"{PREFIX}start", b"")
     watching = watching_of([proxy.url], PREFIX)
     proxy.silent = True
@@ -121,7 +125,9 @@ def test_a_catch_up_that_is_cut_again_and_again_loses_nothing(etcd, client, prox
     assert proxy.cuts == []
 
 
-def test_a_compaction_while_away_gives_everything_anew(etcd, client, proxy, watching_of):
+def test_a_compaction_while_away_gives_everything_anew(
+    etcd: Member, client: Any, proxy: Proxy, watching_of: Any
+) -> None:
     for name in ("kept", "changed", "gone"):
         client.put(PREFIX + name, b"old")
     watching = watching_of([proxy.url], PREFIX)
@@ -155,7 +161,7 @@ def test_a_compaction_while_away_gives_everything_anew(etcd, client, proxy, watc
     assert gone == ([PREFIX + "gone"] if isinstance(watching, SyncWatching) else [])
 
 
-def test_a_frozen_store_is_noticed_and_taken_up_again(etcd, client, watching_of):
+def test_a_frozen_store_is_noticed_and_taken_up_again(etcd: Member, client: Any, watching_of: Any) -> None:
     watching = watching_of([etcd.url], PREFIX, inactivity_s=2.5, timeout_s=0.5)
     client.put(PREFIX + "a", b"1")
     wait_until(lambda: values(watching.changes) == [b"1"])
@@ -167,7 +173,9 @@ def test_a_frozen_store_is_noticed_and_taken_up_again(etcd, client, watching_of)
     wait_until(lambda: values(watching.changes) == [b"1", b"2"])
 
 
-def test_a_connection_that_only_looks_alive_is_given_up(etcd, client, proxy, watching_of):
+def test_a_connection_that_only_looks_alive_is_given_up(
+    etcd: Member, client: Any, proxy: Proxy, watching_of: Any
+) -> None:
     watching = watching_of([proxy.url], PREFIX, inactivity_s=1.5, timeout_s=0.5)
     proxy.silent = True
     client.put(PREFIX + "a", b"1")
@@ -176,7 +184,7 @@ def test_a_connection_that_only_looks_alive_is_given_up(etcd, client, proxy, wat
     wait_until(lambda: values(watching.changes) == [b"1"])
 
 
-def test_silence_of_a_quiet_store_is_no_failure(etcd, client, proxy, watching_of):
+def test_silence_of_a_quiet_store_is_no_failure(etcd: Member, client: Any, proxy: Proxy, watching_of: Any) -> None:
     """Below the store's own interval of progress lines (1 s here) the watch just connects anew."""
     watching = watching_of([proxy.url], PREFIX, inactivity_s=0.2)
     before = proxy.accepted
@@ -193,7 +201,9 @@ def test_silence_of_a_quiet_store_is_no_failure(etcd, client, proxy, watching_of
 
 
 @pytest.mark.timeout(120)
-def test_a_store_that_lost_its_data_is_told_from_a_slow_one(etcd, client, watching_of, monkeypatch):
+def test_a_store_that_lost_its_data_is_told_from_a_slow_one(
+    etcd: Member, client: Any, watching_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ebbtide.etcd.resume.RESTART_PROOF_S", 1.0)
     for number in range(20):
         client.put(f"{PREFIX}{number % 4}", b"old")
@@ -211,7 +221,7 @@ def test_a_store_that_lost_its_data_is_told_from_a_slow_one(etcd, client, watchi
     wait_until(lambda: state_of(watching.changes) == {PREFIX + "0": b"reborn", PREFIX + "1": b"on"})
 
 
-def test_goes_to_the_endpoint_that_lives(etcd, client, watching_of):
+def test_goes_to_the_endpoint_that_lives(etcd: Member, client: Any, watching_of: Any) -> None:
     dead = Member()
     watching = watching_of([f"http://127.0.0.1:{dead.port}", etcd.url, dead.url], PREFIX)
     dead.close()
@@ -219,7 +229,7 @@ def test_goes_to_the_endpoint_that_lives(etcd, client, watching_of):
     wait_until(lambda: values(watching.changes) == [b"1"])
 
 
-def test_a_stopped_watch_ends_at_once_whatever_the_store_does(etcd):
+def test_a_stopped_watch_ends_at_once_whatever_the_store_does(etcd: Member) -> None:
     watching = SyncWatching([etcd.url], PREFIX)
     etcd.freeze()
     asked_at = time.monotonic()

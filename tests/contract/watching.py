@@ -4,16 +4,23 @@ import asyncio
 import contextlib
 import threading
 import time
+from typing import Any
 
-from ebbtide.etcd import Changed, EtcdClient, Removed, Resync
+from ebbtide.etcd import Changed, EtcdClient, Removed, Resync, Watch
 from ebbtide_operator.store.gateway import Gateway
 
 PATIENCE_S = 40.0
 
 
+def collect(watch: Watch, changes: list[Any]) -> None:
+    """Gather all that a watch yields; for a thread."""
+    for batch in watch:
+        changes.extend(batch.changes)
+
+
 class SyncWatching:
     def __init__(self, urls: list[str], prefix: str, *, inactivity_s: float = 45.0, timeout_s: float = 2.0) -> None:
-        self.changes: list = []
+        self.changes: list[Any] = []
         self._stop = threading.Event()
         self._client = EtcdClient(urls, timeout_s=timeout_s)
         self.watch = self._client.watch([prefix], stop=self._stop, prefix=True, inactivity_s=inactivity_s)
@@ -29,7 +36,7 @@ class SyncWatching:
         for batch in self.watch:
             self.changes += batch.changes
 
-    def until(self, condition) -> None:
+    def until(self, condition: Any) -> None:
         wait_until(condition)
 
     def stop(self) -> None:
@@ -43,7 +50,7 @@ class GatewayWatching:
     """The same, driven by an event loop of its own, after a list as the mirror does it."""
 
     def __init__(self, urls: list[str], prefix: str, *, inactivity_s: float = 20.0, timeout_s: float = 2.0) -> None:
-        self.changes: list = []
+        self.changes: list[Any] = []
         self._arguments = (urls, prefix, inactivity_s, timeout_s)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._ready = threading.Event()
@@ -73,7 +80,7 @@ class GatewayWatching:
             async for batch in batches:
                 self.changes += batch
 
-    def until(self, condition) -> None:
+    def until(self, condition: Any) -> None:
         wait_until(condition)
 
     def stop(self) -> None:
@@ -82,14 +89,14 @@ class GatewayWatching:
         assert not self._thread.is_alive(), "the watch does not end"
 
 
-def wait_until(condition) -> None:
+def wait_until(condition: Any) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "it does not happen"
         time.sleep(0.01)
 
 
-def state_of(changes: list) -> dict[str, bytes]:
+def state_of(changes: list[Changed | Removed | Resync]) -> dict[str, bytes]:
     """Return what somebody knows who followed all changes."""
     known: dict[str, bytes] = {}
     for change in changes:

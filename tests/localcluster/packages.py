@@ -25,6 +25,11 @@ def missing(packages: Sequence[str]) -> list[str]:
     return [package for package in packages if package not in installed]
 
 
+def refresh() -> None:
+    """Fetch the lists of packages; without them nothing can be downloaded on a fresh machine."""
+    subprocess.run(["apt-get", "update", "-qq"], capture_output=True, check=False)
+
+
 def ensure(packages: Sequence[str]) -> None:
     """Install what is missing; no service is started.
 

@@ -44,24 +44,26 @@ def image() -> Path:
     target = binary.with_name("pause.tar")
     if not target.exists():
         temporary = target.with_suffix(".new")
-        temporary.write_bytes(_archive(binary.read_bytes()))
+        configuration: dict[str, object] = {"Entrypoint": ["/pause"], "User": "65535:65535"}
+        temporary.write_bytes(archive(PAUSE_IMAGE, {"pause": (binary.read_bytes(), 0o755)}, configuration))
         temporary.rename(target)
     return target
 
 
-def _archive(binary: bytes) -> bytes:
-    layer = _tar({"pause": (binary, 0o755)})
-    configuration = json.dumps(
+def archive(reference: str, files: dict[str, tuple[bytes, int]], configuration: dict[str, object]) -> bytes:
+    """Return a docker-archive of one layer: files with their modes, and what the image runs."""
+    layer = _tar(files)
+    document = json.dumps(
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Entrypoint": ["/pause"], "User": "65535:65535"},
+            "config": configuration,
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
         }
     ).encode()
-    name = f"{hashlib.sha256(configuration).hexdigest()}.json"
-    manifest = json.dumps([{"Config": name, "RepoTags": [PAUSE_IMAGE], "Layers": ["layer.tar"]}]).encode()
-    return _tar({"layer.tar": (layer, 0o644), name: (configuration, 0o644), "manifest.json": (manifest, 0o644)})
+    name = f"{hashlib.sha256(document).hexdigest()}.json"
+    manifest = json.dumps([{"Config": name, "RepoTags": [reference], "Layers": ["layer.tar"]}]).encode()
+    return _tar({"layer.tar": (layer, 0o644), name: (document, 0o644), "manifest.json": (manifest, 0o644)})
 
 
 def _tar(files: dict[str, tuple[bytes, int]]) -> bytes:

@@ -19,11 +19,18 @@ KEY = WorkloadKey("shop", "deployment", "orders")
 
 
 def a_policy(**changes: Any) -> Policy:
-    return Policy(**{"mode": Mode.MANAGED, "quiesce_s": 5.0, "drain_timeout_s": 60.0, "cancel_grace_s": 10.0} | changes)
+    given: dict[str, Any] = {"mode": Mode.MANAGED, "quiesce_s": 5.0, "drain_timeout_s": 60.0, "cancel_grace_s": 10.0}
+    return Policy(**given | changes)
 
 
 def a_set(uid: str = "rs", replicas: int = 3, **changes: Any) -> ReplicaSetView:
-    fields = {"name": f"orders-{uid}", "uid": uid, "replicas": replicas, "observed_replicas": replicas, "revision": "1"}
+    fields: dict[str, Any] = {
+        "name": f"orders-{uid}",
+        "uid": uid,
+        "replicas": replicas,
+        "observed_replicas": replicas,
+        "revision": "1",
+    }
     return ReplicaSetView(**fields | changes)
 
 

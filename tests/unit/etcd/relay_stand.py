@@ -5,6 +5,8 @@ import base64
 import contextlib
 import json
 import threading
+from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -30,11 +32,11 @@ def b64(text: str | bytes) -> str:
     return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
 
 
-def a_report(**changes) -> bytes:
+def a_report(**changes: Any) -> bytes:
     return Report(**{"state": PodState.SERVING, "sequence": 1, "boot_id": "b", **changes}).encode()
 
 
-async def until(condition) -> None:
+async def until(condition: Any) -> None:
     """Wait until something is so that another thread or connection brings about."""
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 (no event reaches here from there)
@@ -66,7 +68,7 @@ class Stand:
         self.reviews.append(token)
         return TOKENS.get(token)
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> Any:
         app = web.Application()
         app.add_routes(self.relay.routes())
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
@@ -79,7 +81,7 @@ class Stand:
         await self.state.synced()
         return self
 
-    async def __aexit__(self, *args) -> None:
+    async def __aexit__(self, *args: object) -> None:
         self.relay.close()
         await self.session.close()
         self._task.cancel()
@@ -90,7 +92,9 @@ class Stand:
         """Return the pods' own client; call it in a thread."""
         return EtcdClient([self.url], token=lambda: token)
 
-    async def post(self, path: str, body, token: str | None = "alice", **arguments) -> tuple[int, dict]:
+    async def post(
+        self, path: str, body: Any, token: str | None = "alice", **arguments: Any
+    ) -> tuple[int, dict[str, Any]]:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         async with self.session.post(self.url + path, data=data, headers=headers, **arguments) as answer:
@@ -104,7 +108,7 @@ class Stand:
         return revision
 
     @contextlib.asynccontextmanager
-    async def watch(self, *requests, token: str = "alice"):
+    async def watch(self, *requests: Any, token: str = "alice") -> AsyncIterator[Any]:
         """Open a watch and give its lines; `*requests` are create requests."""
         body = "".join(json.dumps({"create_request": request}) for request in requests)
         headers = {"Authorization": f"Bearer {token}"}
@@ -113,14 +117,14 @@ class Stand:
             yield Lines(answer)
 
     def open_watches(self) -> float:
-        return self.metrics.registry.get_sample_value("ebbtide_relay_connections")
+        return self.metrics.registry.get_sample_value("ebbtide_relay_connections") or 0.0
 
 
 class Lines:
-    def __init__(self, answer) -> None:
+    def __init__(self, answer: Any) -> None:
         self._answer = answer
 
-    async def next(self) -> dict | None:
+    async def next(self) -> dict[str, Any] | None:
         """Return the next line's result; None at the end."""
         async with asyncio.timeout(10):
             line = await self._answer.content.readline()
@@ -132,7 +136,7 @@ class Follower:
 
     def __init__(self, client: EtcdClient, keys: list[str]) -> None:
         self.stop = threading.Event()
-        self.changes: list = []
+        self.changes: list[Any] = []
         self.watch = client.watch(keys, stop=self.stop)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -141,7 +145,7 @@ class Follower:
         for batch in self.watch:
             self.changes += batch.changes
 
-    async def until(self, count: int) -> list:
+    async def until(self, count: int) -> list[Any]:
         await until(lambda: len(self.changes) >= count)
         return self.changes
 

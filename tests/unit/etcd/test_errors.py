@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from ebbtide.etcd import errors
@@ -27,7 +29,7 @@ from ebbtide.etcd.wire import Failure
         (400, 3, "etcdserver: duplicate key given in txn request", errors.Refused),
     ],
 )
-def test_each_answer_has_its_error(status, code, message, kind):
+def test_each_answer_has_its_error(status: int, code: int, message: str, kind: Any) -> None:
     error = errors.error_of("put /a", status, Failure(code, message), endpoint="http://e:1", write=False)
     assert type(error) is kind
     assert error.code == (code or None)
@@ -47,7 +49,7 @@ def test_each_answer_has_its_error(status, code, message, kind):
         (errors.Refused, ValueError),
     ],
 )
-def test_each_error_is_a_standard_one_too(kind, standard):
+def test_each_error_is_a_standard_one_too(kind: Any, standard: Any) -> None:
     error = kind("it failed", endpoint="http://e:1")
     assert isinstance(error, standard)
     assert isinstance(error, errors.EtcdError)
@@ -64,7 +66,9 @@ def test_each_error_is_a_standard_one_too(kind, standard):
         (400, 3, True, False),
     ],
 )
-def test_only_a_write_without_a_clear_answer_may_have_happened(status, code, write, uncertain):
+def test_only_a_write_without_a_clear_answer_may_have_happened(
+    status: int, code: int, write: Any, uncertain: Any
+) -> None:
     error = errors.error_of("put /a", status, Failure(code, "x"), endpoint=None, write=write)
     assert error.may_have_happened is uncertain
     assert ("may have happened" in str(error)) is uncertain

@@ -1,6 +1,8 @@
 """The relay as pods use it: the library's own client, unchanged, and the lines on the wire."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -18,16 +20,16 @@ REPORT = KEYS.report(ALICE.namespace, ALICE.uid)
 
 
 @pytest.fixture
-async def stand():
+async def stand() -> AsyncIterator[Any]:
     async with Stand() as stand:
         yield stand
 
 
-async def in_thread(function, *arguments, **named):
+async def in_thread(function: Any, *arguments: Any, **named: Any) -> Any:
     return await asyncio.to_thread(function, *arguments, **named)
 
 
-async def test_the_pods_client_reads_its_order_and_its_phase(stand):
+async def test_the_pods_client_reads_its_order_and_its_phase(stand: Stand) -> None:
     revision = await stand.write(ORDER, b"order")
     await stand.write(PHASE, b"phase")
     with stand.client("alice") as client:
@@ -37,19 +39,22 @@ async def test_the_pods_client_reads_its_order_and_its_phase(stand):
         assert await in_thread(client.get, KEYS.order("shop", ALICE.uid)) is not None
 
 
-async def test_the_pods_client_reports_under_a_lease_of_its_own(stand):
+async def test_the_pods_client_reports_under_a_lease_of_its_own(stand: Stand) -> None:
     with stand.client("alice") as client:
         lease = await in_thread(client.grant, 30)
         await in_thread(client.put, REPORT, a_report(active=3), lease=lease)
         assert await in_thread(client.keep_alive, lease)
         key_value = await stand.store.get(REPORT)
+        assert key_value is not None
         assert key_value.lease == lease
         assert Report.decode(key_value.value).active == 3
         await in_thread(client.put, REPORT, a_report(sequence=2))
-        assert (await stand.store.get(REPORT)).lease == 0
+        final = await stand.store.get(REPORT)
+        assert final is not None
+        assert final.lease == 0
 
 
-async def test_a_lease_that_ended_is_told_as_etcd_does(stand):
+async def test_a_lease_that_ended_is_told_as_etcd_does(stand: Stand) -> None:
     with stand.client("alice") as client:
         lease = await in_thread(client.grant, 30)
         await stand.store.revoke(lease)
@@ -59,13 +64,13 @@ async def test_a_lease_that_ended_is_told_as_etcd_does(stand):
 
 
 @pytest.mark.parametrize(("asked", "given"), [(1, 10), (10, 10), (60, 60), (120, 120), (100_000, 120), (-5, 10)])
-async def test_the_life_of_a_lease_is_clamped(stand, asked, given):
+async def test_the_life_of_a_lease_is_clamped(stand: Stand, asked: Any, given: Any) -> None:
     status, answer = await stand.post("/v3/lease/grant", {"TTL": str(asked)})
     assert (status, answer["TTL"]) == (200, str(given))
     assert stand.store._leases[int(answer["ID"])].ttl_s == given
 
 
-async def test_another_replica_knows_whose_a_lease_is(stand):
+async def test_another_replica_knows_whose_a_lease_is(stand: Stand) -> None:
     with stand.client("alice") as client:
         lease = await in_thread(client.grant, 30)
         async with Stand() as other:
@@ -75,7 +80,7 @@ async def test_another_replica_knows_whose_a_lease_is(stand):
                 assert await in_thread(there.keep_alive, lease)
 
 
-async def test_a_lease_that_the_report_carries_is_the_pods(stand):
+async def test_a_lease_that_the_report_carries_is_the_pods(stand: Stand) -> None:
     lease = await stand.store.grant(60)  # granted by etcd itself, before the pod came here
     await stand.store.transact([], [Put(REPORT, a_report(), lease)])
     await stand.state.mirror.reached(stand.store.revision)
@@ -83,7 +88,7 @@ async def test_a_lease_that_the_report_carries_is_the_pods(stand):
         assert await in_thread(client.keep_alive, lease)
 
 
-async def test_a_pod_has_a_bounded_number_of_leases(stand):
+async def test_a_pod_has_a_bounded_number_of_leases(stand: Stand) -> None:
     with stand.client("alice") as client:
         leases = {await in_thread(client.grant, 120) for _ in range(module.LEASE_SLOTS)}
         assert len(leases) == module.LEASE_SLOTS
@@ -93,7 +98,7 @@ async def test_a_pod_has_a_bounded_number_of_leases(stand):
         await in_thread(client.grant, 120)
 
 
-async def test_the_pods_client_watches_order_and_phase_over_one_connection(stand):
+async def test_the_pods_client_watches_order_and_phase_over_one_connection(stand: Stand) -> None:
     await stand.write(PHASE, b"before")
     with stand.client("alice") as client:
         follower = Follower(client, [ORDER, PHASE])
@@ -115,7 +120,7 @@ async def test_the_pods_client_watches_order_and_phase_over_one_connection(stand
     assert changes[3].key == ORDER
 
 
-async def test_a_watch_goes_on_after_its_replica_stopped(stand):
+async def test_a_watch_goes_on_after_its_replica_stopped(stand: Stand) -> None:
     """Without a loss and without a repetition, also where that replica has not yet seen as much."""
     with stand.client("alice") as client:
         follower = Follower(client, [ORDER])
@@ -132,7 +137,7 @@ async def test_a_watch_goes_on_after_its_replica_stopped(stand):
     assert [change.key_value.value for change in changes[1:]] == [b"0", b"1", b"2", b"while away"]
 
 
-async def test_a_pod_that_saw_more_waits_for_the_mirror(stand):
+async def test_a_pod_that_saw_more_waits_for_the_mirror(stand: Stand) -> None:
     stand.state.mirror.reach(50)
     async with stand.watch({"key": b64(ORDER), "start_revision": "51"}) as lines:
         assert (await lines.next())["header"] == {"revision": "50"}
@@ -142,7 +147,7 @@ async def test_a_pod_that_saw_more_waits_for_the_mirror(stand):
     later.cancel()
 
 
-async def test_lines_are_etcds(stand):
+async def test_lines_are_etcds(stand: Stand) -> None:
     revision = await stand.write(ORDER, b"1")
     async with stand.watch(
         {"key": b64(ORDER), "watch_id": "7", "start_revision": str(revision)}, {"key": b64(PHASE), "watch_id": "8"}
@@ -169,7 +174,7 @@ async def test_lines_are_etcds(stand):
         assert deleted["events"] == [{"type": "DELETE", "kv": {"key": b64(ORDER), "mod_revision": str(revision + 1)}}]
 
 
-async def test_a_quiet_watch_says_that_it_lives(stand, monkeypatch):
+async def test_a_quiet_watch_says_that_it_lives(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "PROGRESS_S", 0.02)
     async with stand.watch({"key": b64(ORDER)}) as lines:
         assert (await lines.next())["created"]
@@ -177,10 +182,10 @@ async def test_a_quiet_watch_says_that_it_lives(stand, monkeypatch):
         assert set(await lines.next()) == {"header"}
 
 
-async def test_a_progress_line_never_runs_ahead_of_an_event(stand, monkeypatch):
+async def test_a_progress_line_never_runs_ahead_of_an_event(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "PROGRESS_S", 0.0005)
     start = stand.state.mirror.revision + 1
-    seen = []
+    seen: list[str] = []
     async with stand.watch({"key": b64(ORDER), "start_revision": str(start)}) as lines:
 
         async def write() -> None:
@@ -200,7 +205,7 @@ async def test_a_progress_line_never_runs_ahead_of_an_event(stand, monkeypatch):
         await writing
 
 
-async def test_one_watch_on_the_store_feeds_every_pod(stand):
+async def test_one_watch_on_the_store_feeds_every_pod(stand: Stand) -> None:
     clients = [stand.client(token) for token in ("alice", "bob")]
     followers = [Follower(client, [PHASE]) for client in clients]
     for follower in followers:
@@ -214,7 +219,7 @@ async def test_one_watch_on_the_store_feeds_every_pod(stand):
         client.close()
 
 
-async def test_watches_stay_open_while_the_store_is_away(stand, monkeypatch):
+async def test_watches_stay_open_while_the_store_is_away(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "PROGRESS_S", 0.02)
     async with stand.watch({"key": b64(ORDER)}) as lines:
         await lines.next()
@@ -236,7 +241,7 @@ async def test_watches_stay_open_while_the_store_is_away(stand, monkeypatch):
             line = await lines.next()
 
 
-async def test_a_store_that_began_anew_is_found_out(stand, monkeypatch):
+async def test_a_store_that_began_anew_is_found_out(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ebbtide.etcd.resume.RESTART_PROOF_S", 0.2)
     monkeypatch.setattr(module, "CATCH_UP_S", 0.05)
     await stand.write(ORDER, b"old")
@@ -256,7 +261,7 @@ async def test_a_store_that_began_anew_is_found_out(stand, monkeypatch):
     assert changes[3] == Removed(ORDER, empty.revision)
 
 
-async def test_a_watch_ends_after_a_while(stand, monkeypatch):
+async def test_a_watch_ends_after_a_while(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "PROGRESS_S", 0.02)
     async with stand.watch({"key": b64(ORDER)}) as lines:
         await lines.next()
@@ -266,7 +271,7 @@ async def test_a_watch_ends_after_a_while(stand, monkeypatch):
     assert stand.open_watches() == 0
 
 
-async def test_a_pod_that_went_away_leaves_nothing(stand):
+async def test_a_pod_that_went_away_leaves_nothing(stand: Stand) -> None:
     async with stand.watch({"key": b64(ORDER)}) as lines:
         await lines.next()
         assert stand.open_watches() == 1
@@ -276,7 +281,7 @@ async def test_a_pod_that_went_away_leaves_nothing(stand):
     assert not stand.state.mirror._subscriptions
 
 
-async def test_a_pod_whose_workload_is_not_known_yet_reads_phases_of_its_namespace(stand):
+async def test_a_pod_whose_workload_is_not_known_yet_reads_phases_of_its_namespace(stand: Stand) -> None:
     stand.workloads.clear()
     await stand.write(PHASE, b"phase")
     with stand.client("alice") as client:
@@ -284,7 +289,7 @@ async def test_a_pod_whose_workload_is_not_known_yet_reads_phases_of_its_namespa
         assert (await in_thread(client.get, KEYS.phase("shop", "deployment", "other"))) is None
 
 
-async def test_a_token_is_reviewed_once_a_minute(stand):
+async def test_a_token_is_reviewed_once_a_minute(stand: Stand) -> None:
     for _ in range(3):
         await stand.post("/v3/kv/range", {"key": b64(ORDER)})
     assert stand.reviews == ["alice"]
@@ -293,7 +298,7 @@ async def test_a_token_is_reviewed_once_a_minute(stand):
     assert stand.reviews == ["alice", "alice"]
 
 
-async def test_an_order_for_the_workloads_other_pod_is_not_told(stand):
+async def test_an_order_for_the_workloads_other_pod_is_not_told(stand: Stand) -> None:
     async with stand.watch({"key": b64(ORDER)}) as lines:
         await lines.next()
         await stand.write(KEYS.order("shop", BOB.uid), b"not yours")
@@ -301,11 +306,11 @@ async def test_an_order_for_the_workloads_other_pod_is_not_told(stand):
         assert (await lines.next())["events"][0]["kv"]["value"] == b64("yours")
 
 
-def test_the_workload_of_the_tests_is_the_one_of_the_phase():
+def test_the_workload_of_the_tests_is_the_one_of_the_phase() -> None:
     assert KEYS.phase(ORDERS.namespace, ORDERS.kind, ORDERS.name) == PHASE
 
 
-async def test_changes_between_two_lines_are_told_as_one(stand):
+async def test_changes_between_two_lines_are_told_as_one(stand: Stand) -> None:
     start = stand.state.mirror.revision + 1
     for number in range(5):
         await stand.write(ORDER, b"%d" % number)

@@ -5,6 +5,8 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -14,12 +16,12 @@ from ebbtide.etcd import Closed, EtcdClient, GatewayDisabled, TimedOut, Unauthen
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *args):
+    def log_message(self, *args: object) -> None:
         """Keep quiet."""
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        fake = self.server.fake
+        fake: Fake = self.server.fake  # type: ignore[attr-defined]
         fake.requests.append((self.path, json.loads(body), self.headers.get("Authorization"), self.client_address))
         reply = fake.replies(self.path, self.headers) if callable(fake.replies) else fake.replies
         if reply is None:  # say nothing and hang up
@@ -38,18 +40,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Fake:
-    def __init__(self):
-        self.replies = (200, {"header": {"revision": "5"}})
-        self.requests = []
+    def __init__(self) -> None:
+        self.replies: Any = (200, {"header": {"revision": "5"}})
+        self.requests: list[Any] = []
         self.released = threading.Event()
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
-        self.server.fake = self
+        self.server.fake = self  # type: ignore[attr-defined]
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
         self.thread.start()
 
-    def close(self):
+    def close(self) -> None:
         self.released.set()
         self.server.shutdown()
         self.thread.join()
@@ -57,14 +59,14 @@ class Fake:
 
 
 @pytest.fixture
-def fake():
+def fake() -> Iterator[Any]:
     server = Fake()
     yield server
     server.close()
 
 
 @pytest.fixture
-def other():
+def other() -> Iterator[Any]:
     server = Fake()
     yield server
     server.close()
@@ -77,14 +79,14 @@ def unused_url() -> str:
     return url
 
 
-def test_keeps_its_connection(fake):
+def test_keeps_its_connection(fake: Fake) -> None:
     with EtcdClient([fake.url]) as client:
         for _ in range(3):
             client.put("/a", b"1")
     assert len({address for *_, address in fake.requests}) == 1
 
 
-def test_a_kept_connection_that_was_closed_costs_no_call(fake):
+def test_a_kept_connection_that_was_closed_costs_no_call(fake: Fake) -> None:
     with EtcdClient([fake.url]) as client:
         client.put("/a", b"1")
         fake.replies = lambda path, headers: None if len(fake.requests) == 2 else (200, {"header": {"revision": "6"}})
@@ -92,7 +94,7 @@ def test_a_kept_connection_that_was_closed_costs_no_call(fake):
     assert len(fake.requests) == 3
 
 
-def test_a_write_that_got_no_answer_is_not_sent_twice(fake, other):
+def test_a_write_that_got_no_answer_is_not_sent_twice(fake: Fake, other: Fake) -> None:
     fake.replies = other.replies = None
     with EtcdClient([fake.url, other.url]) as client, pytest.raises(Unavailable) as raised:
         client.put("/a", b"1")
@@ -100,7 +102,7 @@ def test_a_write_that_got_no_answer_is_not_sent_twice(fake, other):
     assert len(fake.requests) + len(other.requests) == 1
 
 
-def test_a_read_that_got_no_answer_is_asked_elsewhere(fake, other):
+def test_a_read_that_got_no_answer_is_asked_elsewhere(fake: Fake, other: Fake) -> None:
     fake.replies = None
     with EtcdClient([fake.url, other.url]) as client:
         for _ in range(4):
@@ -110,12 +112,12 @@ def test_a_read_that_got_no_answer_is_asked_elsewhere(fake, other):
     assert len(other.requests) == 4
 
 
-def test_a_write_goes_elsewhere_where_nothing_listens(fake):
+def test_a_write_goes_elsewhere_where_nothing_listens(fake: Fake) -> None:
     with EtcdClient([unused_url(), unused_url(), fake.url]) as client:
         assert client.put("/a", b"1") == 5
 
 
-def test_a_write_refused_without_a_leader_may_have_happened(fake):
+def test_a_write_refused_without_a_leader_may_have_happened(fake: Fake) -> None:
     fake.replies = (503, {"code": 14, "message": "etcdserver: request timed out"})
     with EtcdClient([fake.url]) as client, pytest.raises(Unavailable) as raised:
         client.put("/a", b"1")
@@ -123,7 +125,7 @@ def test_a_write_refused_without_a_leader_may_have_happened(fake):
     assert raised.value.endpoint == fake.url
 
 
-def test_nobody_listens(fake):
+def test_nobody_listens(fake: Fake) -> None:
     url = unused_url()
     with EtcdClient([url]) as client, pytest.raises(ConnectionError) as raised:
         client.put("/a", b"1")
@@ -132,7 +134,7 @@ def test_nobody_listens(fake):
     assert raised.value.endpoint == url
 
 
-def test_a_silent_server_is_given_up(fake):
+def test_a_silent_server_is_given_up(fake: Fake) -> None:
     fake.replies = "hang"
     with EtcdClient([fake.url], timeout_s=0.3) as client:
         with pytest.raises(TimeoutError) as raised:
@@ -144,20 +146,20 @@ def test_a_silent_server_is_given_up(fake):
         assert not raised.value.may_have_happened
 
 
-def test_a_silent_server_leaves_time_for_the_next(fake, other):
+def test_a_silent_server_leaves_time_for_the_next(fake: Fake, other: Fake) -> None:
     fake.replies = "hang"
     with EtcdClient([fake.url, other.url], timeout_s=1.0) as client:
         for _ in range(3):
             assert client.get("/a") is None
 
 
-def test_a_missing_gateway_is_said_so(fake):
+def test_a_missing_gateway_is_said_so(fake: Fake) -> None:
     fake.replies = (404, {"code": 5, "message": "Not Found"})
     with EtcdClient([fake.url]) as client, pytest.raises(GatewayDisabled):
         client.get("/a")
 
 
-def test_the_token_is_read_at_each_request(fake):
+def test_the_token_is_read_at_each_request(fake: Fake) -> None:
     tokens = iter(["one", "two\n"])
     with EtcdClient([fake.url], token=lambda: next(tokens)) as client:
         client.get("/a")
@@ -165,7 +167,7 @@ def test_the_token_is_read_at_each_request(fake):
     assert [header for _, _, header, _ in fake.requests] == ["Bearer one", "Bearer two"]
 
 
-def test_a_refused_token_is_tried_again_only_where_it_changed(fake):
+def test_a_refused_token_is_tried_again_only_where_it_changed(fake: Fake) -> None:
     fake.replies = (401, {"code": 16, "message": "no"})
     tokens = iter(["old", "new", "new"])
     with EtcdClient([fake.url], token=lambda: next(tokens)) as client, pytest.raises(Unauthenticated):
@@ -174,24 +176,24 @@ def test_a_refused_token_is_tried_again_only_where_it_changed(fake):
 
 
 @pytest.mark.parametrize("token", ["", "a\r\nX-Evil: 1", "ü"])
-def test_an_impossible_token_is_not_sent(fake, token):
+def test_an_impossible_token_is_not_sent(fake: Fake, token: str) -> None:
     with EtcdClient([fake.url], token=lambda: token) as client, pytest.raises(Unauthenticated):
         client.get("/a")
     assert fake.requests == []
 
 
-def test_a_token_that_cannot_be_read_is_an_error_of_ours(fake):
-    def missing():
+def test_a_token_that_cannot_be_read_is_an_error_of_ours(fake: Fake) -> None:
+    def missing() -> str:
         raise FileNotFoundError("/var/run/token")
 
     with EtcdClient([fake.url], token=missing) as client, pytest.raises(Unauthenticated, match="/var/run/token"):
         client.get("/a")
 
 
-def test_many_threads_cause_one_login(fake):
+def test_many_threads_cause_one_login(fake: Fake) -> None:
     logins = []
 
-    def replies(path, headers):
+    def replies(path: str, headers: Any) -> Any:
         if path == "/v3/auth/authenticate":
             logins.append(path)
             return 200, {"token": f"token-{len(logins)}"}
@@ -203,7 +205,7 @@ def test_many_threads_cause_one_login(fake):
     with EtcdClient([fake.url], username="u", password="p") as client:
         failures = []
 
-        def get():
+        def get() -> None:
             try:
                 client.get("/a")
             except Exception as error:  # noqa: BLE001
@@ -218,7 +220,7 @@ def test_many_threads_cause_one_login(fake):
     assert len(logins) == 2
 
 
-def test_a_wrong_password_is_not_tried_for_ever(fake):
+def test_a_wrong_password_is_not_tried_for_ever(fake: Fake) -> None:
     fake.replies = (400, {"code": 3, "message": "etcdserver: authentication failed, invalid user ID or password"})
     with EtcdClient([fake.url], username="u", password="p") as client, pytest.raises(Unauthenticated):
         client.get("/a")
@@ -234,12 +236,12 @@ def test_a_wrong_password_is_not_tried_for_ever(fake):
         ({"timeout_s": 0}, "timeout_s"),
     ],
 )
-def test_contradictory_settings_are_refused(arguments, named):
+def test_contradictory_settings_are_refused(arguments: Any, named: Any) -> None:
     with pytest.raises(ValueError, match=named):
         EtcdClient(["http://127.0.0.1:1"], **arguments)
 
 
-def test_a_closed_client_refuses(fake):
+def test_a_closed_client_refuses(fake: Fake) -> None:
     client = EtcdClient([fake.url])
     client.put("/a", b"1")
     client.close()
@@ -248,7 +250,7 @@ def test_a_closed_client_refuses(fake):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_child_makes_its_own_connection(fake):
+def test_a_child_makes_its_own_connection(fake: Fake) -> None:
     with EtcdClient([fake.url]) as client:
         client.put("/parent", b"")
         pid = os.fork()
@@ -265,7 +267,7 @@ def test_a_child_makes_its_own_connection(fake):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_child_is_not_held_by_a_lock_of_the_parents_threads(fake):
+def test_a_child_is_not_held_by_a_lock_of_the_parents_threads(fake: Fake) -> None:
     with EtcdClient([fake.url]) as client:
         client.put("/parent", b"")
         with client._transport._pool._lock:  # a thread of the parent is just in there
@@ -284,7 +286,7 @@ def test_a_child_is_not_held_by_a_lock_of_the_parents_threads(fake):
             time.sleep(0.01)
 
 
-def test_a_stopped_watch_ends_while_the_server_says_nothing(fake):
+def test_a_stopped_watch_ends_while_the_server_says_nothing(fake: Fake) -> None:
     fake.replies = lambda path, headers: "hang" if path == "/v3/watch" else (200, {"header": {"revision": "5"}})
     stop = threading.Event()
     with EtcdClient([fake.url], timeout_s=30) as client:
@@ -292,7 +294,7 @@ def test_a_stopped_watch_ends_while_the_server_says_nothing(fake):
         next(watch)
         ended = threading.Event()
 
-        def iterate():
+        def iterate() -> None:
             assert list(watch) == []
             ended.set()
 
@@ -306,7 +308,7 @@ def test_a_stopped_watch_ends_while_the_server_says_nothing(fake):
         assert not watch.connected
 
 
-def test_a_stopped_watch_does_not_wait_for_the_first_list(fake):
+def test_a_stopped_watch_does_not_wait_for_the_first_list(fake: Fake) -> None:
     fake.replies = "hang"
     stop = threading.Event()
     with EtcdClient([fake.url], timeout_s=30) as client:
@@ -314,7 +316,7 @@ def test_a_stopped_watch_does_not_wait_for_the_first_list(fake):
         assert list(client.watch(["/a"], stop=stop)) == []
 
 
-def test_a_watch_of_a_closed_client_says_so(fake):
+def test_a_watch_of_a_closed_client_says_so(fake: Fake) -> None:
     fake.replies = "hang"
     client = EtcdClient([fake.url], timeout_s=30)
     threading.Timer(0.05, client.close).start()
@@ -323,6 +325,6 @@ def test_a_watch_of_a_closed_client_says_so(fake):
 
 
 @pytest.mark.parametrize("keys", ["/a", []])
-def test_a_watch_needs_keys(fake, keys):
+def test_a_watch_needs_keys(fake: Fake, keys: Any) -> None:
     with EtcdClient([fake.url]) as client, pytest.raises(ValueError, match="keys"):
         client.watch(keys, stop=threading.Event())

@@ -1,5 +1,6 @@
 import base64
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ def b64(data: bytes | str) -> str:
     return base64.b64encode(raw).decode()
 
 
-def gateway(document):
+def gateway(document: dict[str, Any]) -> Any:
     """Spell a document as the gateway does: 64-bit integers as strings, zero values left out."""
     if isinstance(document, dict):
         spelled = {name: gateway(value) for name, value in document.items()}
@@ -35,7 +36,7 @@ def gateway(document):
     return document
 
 
-def spelled_key_value(kv: KeyValue) -> dict:
+def spelled_key_value(kv: KeyValue) -> dict[str, Any]:
     return {
         "key": b64(kv.key),
         "value": kv.value,
@@ -46,18 +47,18 @@ def spelled_key_value(kv: KeyValue) -> dict:
     }
 
 
-def body(document) -> bytes:
+def body(document: dict[str, Any]) -> bytes:
     return json.dumps(gateway(document)).encode()
 
 
 @given(st.lists(key_values, max_size=5), revisions, st.booleans())
-def test_reads_a_range_with_every_zero_left_out(items, revision, more):
+def test_reads_a_range_with_every_zero_left_out(items: Any, revision: Any, more: Any) -> None:
     answer = body({"header": {"revision": revision}, "kvs": [spelled_key_value(kv) for kv in items], "more": more})
     assert wire.decode_range(answer) == wire.Page(RangeResult(tuple(items), revision), more)
 
 
 @given(st.lists(st.one_of(key_values, st.tuples(keys, revisions)), max_size=5), revisions, st.integers(0, 9))
-def test_reads_a_watch_answer(events, revision, watch_id):
+def test_reads_a_watch_answer(events: Any, revision: Any, watch_id: Any) -> None:
     spelled = [
         {"kv": spelled_key_value(event)}
         if isinstance(event, KeyValue)
@@ -73,7 +74,7 @@ def test_reads_a_watch_answer(events, revision, watch_id):
 
 
 @given(keys, values, revisions)
-def test_writes_a_put_that_says_the_same(key, value, lease):
+def test_writes_a_put_that_says_the_same(key: str, value: bytes, lease: Any) -> None:
     document = json.loads(wire.encode_put(Put(key, value, lease)))
     assert base64.b64decode(document["key"]).decode(errors="surrogateescape") == key
     assert base64.b64decode(document["value"]) == value
@@ -81,32 +82,32 @@ def test_writes_a_put_that_says_the_same(key, value, lease):
 
 
 @given(keys, st.binary(max_size=5))
-def test_prefix_end_is_above_every_key_of_the_prefix(prefix, rest):
+def test_prefix_end_is_above_every_key_of_the_prefix(prefix: str, rest: Any) -> None:
     end = wire.prefix_end(prefix)
     raw = prefix.encode(errors="surrogateescape")
     assert end == b"\0" or raw + rest < end
 
 
 @given(keys, keys)
-def test_prefix_end_is_below_every_other_key(prefix, other):
+def test_prefix_end_is_below_every_other_key(prefix: str, other: str) -> None:
     end = wire.prefix_end(prefix)
     raw, key = prefix.encode(errors="surrogateescape"), other.encode(errors="surrogateescape")
     if end != b"\0" and raw <= key < end:
         assert key.startswith(raw)
 
 
-def test_prefix_of_high_bytes_ends_at_the_end_of_all_keys():
+def test_prefix_of_high_bytes_ends_at_the_end_of_all_keys() -> None:
     assert wire.prefix_end(b"\xff\xff".decode(errors="surrogateescape")) == b"\0"
 
 
-def test_a_page_goes_on_after_the_last_key():
+def test_a_page_goes_on_after_the_last_key() -> None:
     document = json.loads(wire.encode_range("/p/", prefix=True, after="/p/k", limit=2, revision=9))
     assert base64.b64decode(document["key"]) == b"/p/k\0"
     assert base64.b64decode(document["range_end"]) == b"/p0"
     assert (document["limit"], document["revision"]) == ("2", "9")
 
 
-def test_a_transaction_compares_by_equality():
+def test_a_transaction_compares_by_equality() -> None:
     compare = [Compare("/a", create_revision=5), Compare("/b", mod_revision=0), Compare("/c", lease=7)]
     document = json.loads(wire.encode_txn(compare, [Put("/a", b"1"), Delete("/d/", prefix=True)]))
     assert document == {
@@ -123,32 +124,32 @@ def test_a_transaction_compares_by_equality():
 
 
 @pytest.mark.parametrize("compare", [Compare("/a"), Compare("/a", create_revision=1, mod_revision=1)])
-def test_a_comparison_has_exactly_one_target(compare):
+def test_a_comparison_has_exactly_one_target(compare: Any) -> None:
     with pytest.raises(ValueError, match="give one of"):
         wire.encode_txn([compare], [])
 
 
-def test_a_failed_transaction_leaves_its_flag_out():
+def test_a_failed_transaction_leaves_its_flag_out() -> None:
     assert wire.decode_txn(b'{"header":{"revision":"4"}}').succeeded is False
 
 
-def test_an_expired_lease_has_no_ttl():
+def test_an_expired_lease_has_no_ttl() -> None:
     assert wire.decode_keep_alive(b'{"result":{"header":{},"ID":"7"}}\n') == 0
 
 
-def test_several_watches_are_several_objects_in_one_body():
+def test_several_watches_are_several_objects_in_one_body() -> None:
     text = wire.encode_watch([wire.WatchTarget(1, "/a", start_revision=4), wire.WatchTarget(2, "/b/", prefix=True)])
     first, second = (json.loads(line)["create_request"] for line in text.splitlines())
     assert first == {"key": b64("/a"), "watch_id": "1", "start_revision": "4", "progress_notify": True}
     assert second == {"key": b64("/b/"), "range_end": b64("/b0"), "watch_id": "2", "progress_notify": True}
 
 
-def test_a_compaction_answer_has_no_revision():
+def test_a_compaction_answer_has_no_revision() -> None:
     line = b'{"result":{"header":{"raft_term":"2"},"watch_id":"1","canceled":true,"compact_revision":"15"}}'
     assert wire.decode_watch_line(line) == wire.WatchAnswer(1, 0, canceled=True, compact_revision=15)
 
 
-def test_a_refused_watch_is_created_and_cancelled_at_once():
+def test_a_refused_watch_is_created_and_cancelled_at_once() -> None:
     line = (
         b'{"result":{"watch_id":"-1","created":true,"canceled":true,"cancel_reason":"etcdserver: permission denied"}}'
     )
@@ -168,12 +169,12 @@ def test_a_refused_watch_is_created_and_cancelled_at_once():
         (b"[1]", (0, "[1]")),
     ],
 )
-def test_reads_every_shape_of_an_error(text, failure):
+def test_reads_every_shape_of_an_error(text: Any, failure: Any) -> None:
     found = wire.decode_failure(text)
     assert (found.code, found.message) == failure
 
 
-def test_an_error_inside_a_stream_is_told_from_a_bad_line():
+def test_an_error_inside_a_stream_is_told_from_a_bad_line() -> None:
     with pytest.raises(wire.StreamFailure) as raised:
         wire.decode_watch_line(b'{"error":{"grpc_code":14,"message":"leader lost"}}')
     assert raised.value.failure == wire.Failure(14, "leader lost")
@@ -197,13 +198,13 @@ def test_an_error_inside_a_stream_is_told_from_a_bad_line():
         b"\xff\xfe",
     ],
 )
-def test_a_line_that_is_not_the_gateways_is_named(text):
+def test_a_line_that_is_not_the_gateways_is_named(text: Any) -> None:
     with pytest.raises(WireError):
         wire.decode_watch_line(text)
 
 
 @given(st.binary(max_size=80))
-def test_no_bytes_cause_another_error(text):
+def test_no_bytes_cause_another_error(text: Any) -> None:
     for decode in (wire.decode_range, wire.decode_watch_line, wire.decode_keep_alive, wire.decode_grant):
         try:
             decode(text)

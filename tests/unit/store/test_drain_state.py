@@ -1,5 +1,7 @@
 import asyncio
 import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -37,23 +39,23 @@ def an_order(epoch: int, generation: int = 1) -> Order:
     return Order(desired=Desired.DRAIN, generation=generation, epoch=epoch)
 
 
-def a_report(**changes) -> Report:
+def a_report(**changes: Any) -> Report:
     return Report(**{"state": PodState.SERVING, "sequence": 1, "boot_id": "b", **changes})
 
 
-def a_record(uid: str, ended_at: float, **changes) -> DrainRecord:
+def a_record(uid: str, ended_at: float, **changes: Any) -> DrainRecord:
     return DrainRecord(
         **{"pod": f"orders-{uid}", "uid": uid, "outcome": Outcome.CLEAN, "reason": "r", "ended_at": ended_at, **changes}
     )
 
 
 @pytest.fixture
-def clock():
+def clock() -> Any:
     return Clock()
 
 
 @pytest.fixture
-def store():
+def store() -> Any:
     return MemoryStore()
 
 
@@ -61,15 +63,16 @@ class Told:
     """What listeners were told."""
 
     def __init__(self) -> None:
-        self.calls: list = []
+        self.calls: list[Any] = []
 
-    def __call__(self, namespace, uid, workload) -> None:
+    def __call__(self, namespace: str, uid: str, workload: Any) -> None:
         self.calls.append((namespace, uid, workload))
 
 
 @contextlib.asynccontextmanager
-async def running(store, clock, told=None):
-    state = MirroredDrainState(store, told or Told(), clock=clock)
+async def running(store: Any, clock: Clock, told: Any = None) -> AsyncIterator[Any]:
+    listener: Any = told or Told()
+    state = MirroredDrainState(store, listener, clock=clock)
     task = asyncio.create_task(state.run())
     await state.synced()
     try:
@@ -80,25 +83,25 @@ async def running(store, clock, told=None):
 
 
 @pytest.fixture
-async def state(store, clock):
+async def state(store: Any, clock: Clock) -> AsyncIterator[Any]:
     async with running(store, clock) as running_state:
         yield running_state
 
 
-async def seen(state: MirroredDrainState, store: MemoryStore) -> None:
+async def seen(state: Any, store: Any) -> None:
     """Wait until the mirror has everything that the store has."""
     async with asyncio.timeout(10):
         await state.mirror.reached(store.revision)
 
 
-async def report(store: MemoryStore, uid: str, value: bytes | None = None, lease: int = 0) -> None:
+async def report(store: Any, uid: str, value: bytes | None = None, lease: int = 0) -> None:
     await store.transact([], [Put(KEYS.report("shop", uid), value or a_report().encode(), lease)])
 
 
 # --- reads
 
 
-async def test_a_report_is_live_while_its_lease_is(state, store, clock):
+async def test_a_report_is_live_while_its_lease_is(state: Any, store: Any, clock: Clock) -> None:
     lease = await store.grant(60)
     await report(store, "u1", lease=lease)
     await seen(state, store)
@@ -109,7 +112,7 @@ async def test_a_report_is_live_while_its_lease_is(state, store, clock):
     assert state.report("shop", "u1") is None
 
 
-async def test_a_final_report_outlives_the_lease_and_is_not_live(state, store):
+async def test_a_final_report_outlives_the_lease_and_is_not_live(state: Any, store: Any) -> None:
     lease = await store.grant(60)
     await report(store, "u1", lease=lease)
     await report(store, "u1", a_report(state=PodState.DRAINED).encode())
@@ -120,7 +123,7 @@ async def test_a_final_report_outlives_the_lease_and_is_not_live(state, store):
     assert not view.live
 
 
-async def test_reads_are_by_namespace(state, store):
+async def test_reads_are_by_namespace(state: Any, store: Any) -> None:
     await state.lead("me")
     await state.send_order("shop", "u1", an_order(state.epoch))
     assert set(state.orders("shop")) == {"u1"}
@@ -129,7 +132,9 @@ async def test_reads_are_by_namespace(state, store):
     assert state.requested("bank") == frozenset()
 
 
-async def test_a_phase_comes_with_its_revision_and_when_it_was_seen(state, store, clock):
+async def test_a_phase_comes_with_its_revision_and_when_it_was_seen(
+    state: MirroredDrainState, store: Any, clock: Clock
+) -> None:
     await state.lead("me")
     phase = Phase(phase=RolloutPhase.ROLLING_OUT, revision="4")
     await state.publish_phase(ORDERS, phase)
@@ -141,15 +146,17 @@ async def test_a_phase_comes_with_its_revision_and_when_it_was_seen(state, store
     assert state.phase(ORDERS) is None
 
 
-async def test_what_was_there_before_is_read_at_the_start(store, clock):
+async def test_what_was_there_before_is_read_at_the_start(store: Any, clock: Clock) -> None:
     await report(store, "u1")
     told = Told()
     async with running(store, clock, told) as state:
-        assert state.report("shop", "u1").report == a_report()
+        view = state.report("shop", "u1")
+        assert view is not None
+        assert view.report == a_report()
         assert told.calls == [("shop", "u1", None)]
 
 
-async def test_a_write_is_read_back_at_once(state, store):
+async def test_a_write_is_read_back_at_once(state: Any, store: Any) -> None:
     await state.lead("me")
     order = an_order(state.epoch)
     await state.send_order("shop", "u1", order)
@@ -161,7 +168,7 @@ async def test_a_write_is_read_back_at_once(state, store):
 # --- who is told
 
 
-async def test_each_change_is_told_with_its_pod_or_workload(store, clock):
+async def test_each_change_is_told_with_its_pod_or_workload(store: Any, clock: Clock) -> None:
     told = Told()
     async with running(store, clock, told) as state:
         await state.lead("me")
@@ -174,8 +181,10 @@ async def test_each_change_is_told_with_its_pod_or_workload(store, clock):
     assert told.calls == [("shop", "u1", None), ("shop", None, "deployment/orders"), ("shop", "u1", None)]
 
 
-async def test_a_listener_that_fails_does_not_end_the_mirror(store, clock, caplog):
-    def fails(namespace, uid, workload) -> None:
+async def test_a_listener_that_fails_does_not_end_the_mirror(
+    store: Any, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(namespace: str, uid: str, workload: Any) -> None:
         raise RuntimeError("no")
 
     async with running(store, clock, fails) as state:
@@ -186,7 +195,7 @@ async def test_a_listener_that_fails_does_not_end_the_mirror(store, clock, caplo
     assert "store.listener.failed" in caplog.text
 
 
-async def test_a_compaction_tells_only_what_differs(store, clock):
+async def test_a_compaction_tells_only_what_differs(store: Any, clock: Clock) -> None:
     told = Told()
     await report(store, "gone")
     await report(store, "same")
@@ -210,7 +219,9 @@ async def test_a_compaction_tells_only_what_differs(store, clock):
 @pytest.mark.parametrize(
     "value", [b"", b"\xff\x00", b"[]", b'{"v":2}', b'{"state":"Flying","sequence":1,"boot_id":"b"}', b'{"sequence":1}']
 )
-async def test_a_bad_report_is_as_good_as_none(state, store, value, caplog):
+async def test_a_bad_report_is_as_good_as_none(
+    state: MirroredDrainState, store: Any, value: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     await report(store, "u1")
     await report(store, "u2")
     await report(store, "u1", value)
@@ -222,12 +233,14 @@ async def test_a_bad_report_is_as_good_as_none(state, store, value, caplog):
     assert caplog.text.count("store.record.unreadable") == 1
     await report(store, "u1")
     await seen(state, store)
-    assert state.report("shop", "u1").report == a_report()
+    view = state.report("shop", "u1")
+    assert view is not None
+    assert view.report == a_report()
     assert state.quarantined == {}
 
 
 @pytest.mark.parametrize("key", ["orders/shop", "orders/shop/u/1", "orders//u", "phases/shop/orders", "nonsense"])
-async def test_a_key_of_no_kind_is_set_aside(state, store, key):
+async def test_a_key_of_no_kind_is_set_aside(state: Any, store: Any, key: str) -> None:
     name = f"{KEYS.prefix}/{key}"
     await store.transact([], [Put(name, b"{}")])
     await seen(state, store)
@@ -241,14 +254,14 @@ async def test_a_key_of_no_kind_is_set_aside(state, store, key):
 # --- leadership
 
 
-async def test_who_does_not_lead_cannot_write(state):
+async def test_who_does_not_lead_cannot_write(state: Any) -> None:
     with pytest.raises(Deposed):
         await state.send_order("shop", "u1", an_order(0))
     with pytest.raises(Deposed):
         await state.forget("shop", "u1")
 
 
-async def test_a_deposed_leader_is_refused_by_the_store(store, clock):
+async def test_a_deposed_leader_is_refused_by_the_store(store: Any, clock: Clock) -> None:
     async with running(store, clock) as old, running(store, clock) as new:
         first = await old.lead("old")
         await old.send_order("shop", "u1", an_order(first))
@@ -263,7 +276,7 @@ async def test_a_deposed_leader_is_refused_by_the_store(store, clock):
         assert new.leader == "new"
 
 
-async def test_an_epoch_that_comes_again_after_a_loss_of_data_does_not_help_the_old_leader(clock):
+async def test_an_epoch_that_comes_again_after_a_loss_of_data_does_not_help_the_old_leader(clock: Clock) -> None:
     store = MemoryStore()
     async with running(store, clock) as old:
         epoch = await old.lead("old")
@@ -276,7 +289,7 @@ async def test_an_epoch_that_comes_again_after_a_loss_of_data_does_not_help_the_
                 await old.send_order("shop", "u1", an_order(epoch))
 
 
-async def test_an_order_of_an_earlier_epoch_is_refused_even_by_the_same_leader(state):
+async def test_an_order_of_an_earlier_epoch_is_refused_even_by_the_same_leader(state: Any) -> None:
     first = await state.lead("me")
     second = await state.lead("me")
     with pytest.raises(Deposed):
@@ -284,7 +297,7 @@ async def test_an_order_of_an_earlier_epoch_is_refused_even_by_the_same_leader(s
     await state.send_order("shop", "u1", an_order(second))
 
 
-async def test_a_new_leader_has_read_what_earlier_ones_wrote(store, clock):
+async def test_a_new_leader_has_read_what_earlier_ones_wrote(store: Any, clock: Clock) -> None:
     async with running(store, clock) as old, running(store, clock) as new:
         await old.lead("old")
         for number in range(200):
@@ -293,7 +306,7 @@ async def test_a_new_leader_has_read_what_earlier_ones_wrote(store, clock):
         assert len(new.orders("shop")) == 200
 
 
-async def test_a_leader_does_not_decide_before_it_has_read_everything(state):
+async def test_a_leader_does_not_decide_before_it_has_read_everything(state: Any) -> None:
     await state._leadership.take("me")
     assert state.epoch == 0
     with contextlib.suppress(TimeoutError):
@@ -302,7 +315,7 @@ async def test_a_leader_does_not_decide_before_it_has_read_everything(state):
     assert state.epoch == state._leadership.epoch > 0
 
 
-async def test_a_leader_that_resigned_leaves_no_key(state, store):
+async def test_a_leader_that_resigned_leaves_no_key(state: Any, store: Any) -> None:
     await state.lead("me")
     await state.resign()
     assert state.epoch == 0
@@ -310,7 +323,7 @@ async def test_a_leader_that_resigned_leaves_no_key(state, store):
     await state.resign()
 
 
-async def test_a_leader_whose_lease_ended_is_deposed(state, store):
+async def test_a_leader_whose_lease_ended_is_deposed(state: Any, store: Any) -> None:
     await state.lead("me")
     await store.revoke((await store.get(KEYS.leader)).lease)
     with pytest.raises(Deposed):
@@ -318,7 +331,9 @@ async def test_a_leader_whose_lease_ended_is_deposed(state, store):
     assert state.epoch == 0
 
 
-async def test_leadership_is_held_through_a_lost_lease_and_given_back(state, store, monkeypatch):
+async def test_leadership_is_held_through_a_lost_lease_and_given_back(
+    state: MirroredDrainState, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ebbtide_operator.store.leadership.RETRY_S", 0.01)
     epochs: asyncio.Queue[int] = asyncio.Queue()
     task = asyncio.create_task(state.hold_leadership("me", began=epochs.put_nowait))
@@ -335,7 +350,9 @@ async def test_leadership_is_held_through_a_lost_lease_and_given_back(state, sto
     assert await store.get(KEYS.leader) is None
 
 
-async def test_who_is_not_elected_any_more_does_not_take_it_back(state, store, monkeypatch):
+async def test_who_is_not_elected_any_more_does_not_take_it_back(
+    state: MirroredDrainState, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> Any:
     monkeypatch.setattr("ebbtide_operator.store.leadership.RETRY_S", 0.01)
     asked = asyncio.Event()
     elected = True
@@ -362,7 +379,7 @@ async def test_who_is_not_elected_any_more_does_not_take_it_back(state, store, m
 # --- writes
 
 
-async def test_a_pod_is_forgotten_in_one_step(state, store):
+async def test_a_pod_is_forgotten_in_one_step(state: Any, store: Any) -> None:
     await state.lead("me")
     await state.send_order("shop", "u1", an_order(state.epoch))
     await report(store, "u1")
@@ -374,7 +391,9 @@ async def test_a_pod_is_forgotten_in_one_step(state, store):
     assert [item.key for item in (await store.range(f"{KEYS.prefix}/"))[0]] == [KEYS.leader, KEYS.report("shop", "u2")]
 
 
-async def test_history_is_bounded_by_workload(state, store, monkeypatch):
+async def test_history_is_bounded_by_workload(
+    state: MirroredDrainState, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "RECORDS_PER_WORKLOAD", 5)
     await state.lead("me")
     other = WorkloadKey("shop", "deployment", "other")
@@ -387,7 +406,9 @@ async def test_history_is_bounded_by_workload(state, store, monkeypatch):
     assert len(state.records(other)) == 1
 
 
-async def test_history_is_bounded_in_all(state, store, monkeypatch):
+async def test_history_is_bounded_in_all(
+    state: MirroredDrainState, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "RECORDS_IN_ALL", 4)
     await state.lead("me")
     for number in range(9):
@@ -397,14 +418,14 @@ async def test_history_is_bounded_in_all(state, store, monkeypatch):
     assert [key.split("/")[-2] for key in left] == ["w5", "w6", "w7", "w8"]
 
 
-async def test_only_the_last_ten_ends_are_shown(state):
+async def test_only_the_last_ten_ends_are_shown(state: Any) -> None:
     await state.lead("me")
     for number in range(13):
         await state.write_record(ORDERS, a_record(f"u{number}", 100.0 + number))
     assert [record.uid for record in state.records(ORDERS)] == [f"u{number}" for number in range(12, 2, -1)]
 
 
-async def test_the_same_record_twice_is_one(state):
+async def test_the_same_record_twice_is_one(state: Any) -> None:
     await state.lead("me")
     await state.write_record(ORDERS, a_record("u1", 100.0))
     await state.write_record(ORDERS, a_record("u1", 100.0))
@@ -414,7 +435,7 @@ async def test_the_same_record_twice_is_one(state):
 # --- requests
 
 
-async def test_a_request_is_posted_once_in_a_while(state, store, clock):
+async def test_a_request_is_posted_once_in_a_while(state: Any, store: Any, clock: Clock) -> None:
     await asyncio.gather(*(state.post_request("shop", "u1", "replicaset-controller") for _ in range(45)))
     assert store.writes == 1
     await seen(state, store)
@@ -427,7 +448,7 @@ async def test_a_request_is_posted_once_in_a_while(state, store, clock):
     assert store.writes == 2
 
 
-async def test_a_request_that_another_replica_posted_is_not_posted_again(store, clock):
+async def test_a_request_that_another_replica_posted_is_not_posted_again(store: Any, clock: Clock) -> None:
     async with running(store, clock) as one, running(store, clock) as two:
         await one.post_request("shop", "u1", "x")
         await seen(two, store)
@@ -435,7 +456,7 @@ async def test_a_request_that_another_replica_posted_is_not_posted_again(store, 
     assert store.writes == 1
 
 
-async def test_requests_share_a_lease_for_a_while(state, store, clock):
+async def test_requests_share_a_lease_for_a_while(state: Any, store: Any, clock: Clock) -> None:
     await state.post_request("shop", "u1", "x")
     await state.post_request("shop", "u2", "x")
     clock.now += 21
@@ -444,14 +465,14 @@ async def test_requests_share_a_lease_for_a_while(state, store, clock):
     assert leases[0] == leases[1] != leases[2]
 
 
-async def test_a_request_outlives_the_end_of_the_shared_lease(state, store):
+async def test_a_request_outlives_the_end_of_the_shared_lease(state: Any, store: Any) -> None:
     await state.post_request("shop", "u1", "x")
     await store.revoke((await store.get(KEYS.request("shop", "u1"))).lease)
     await state.post_request("shop", "u2", "x")
     assert await store.get(KEYS.request("shop", "u2")) is not None
 
 
-async def test_a_request_that_failed_is_posted_the_next_time(state, store):
+async def test_a_request_that_failed_is_posted_the_next_time(state: Any, store: Any) -> None:
     store.available = False
     with pytest.raises(StoreUnavailable):
         await state.post_request("shop", "u1", "x")
@@ -463,7 +484,7 @@ async def test_a_request_that_failed_is_posted_the_next_time(state, store):
 # --- sweeping
 
 
-async def test_sweeps_only_what_nobody_else_will(state, store, clock):
+async def test_sweeps_only_what_nobody_else_will(state: Any, store: Any, clock: Clock) -> None:
     await state.lead("me")
     lease = await store.grant(60)
     await report(store, "live", lease=lease)
@@ -475,7 +496,7 @@ async def test_sweeps_only_what_nobody_else_will(state, store, clock):
         await state.publish_phase(key, Phase(phase=RolloutPhase.STABLE))
     await seen(state, store)
 
-    async def sweep() -> int:
+    async def sweep() -> Any:
         return await state.sweep(lambda namespace, uid: uid == "exists", lambda key: key == ORDERS)
 
     assert await sweep() == 0
@@ -491,7 +512,9 @@ async def test_sweeps_only_what_nobody_else_will(state, store, clock):
 # --- health
 
 
-async def test_says_since_when_the_store_is_away(state, store, clock, monkeypatch):
+async def test_says_since_when_the_store_is_away(
+    state: MirroredDrainState, store: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert state.healthy
     assert state.unhealthy_since is None
     store.available = False
@@ -502,7 +525,7 @@ async def test_says_since_when_the_store_is_away(state, store, clock, monkeypatc
     assert state.healthy
 
 
-async def test_is_not_healthy_before_the_first_list(store, clock, monkeypatch):
+async def test_is_not_healthy_before_the_first_list(store: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PROBE_S", 0.01)
     store.available = False
     state = MirroredDrainState(store, clock=clock)
@@ -522,18 +545,20 @@ async def test_is_not_healthy_before_the_first_list(store, clock, monkeypatch):
 class DeadWatch(MemoryStore):
     """A watch whose connection is dead and says nothing, not even that."""
 
-    async def watch(self, prefix, after):
+    async def watch(self, prefix: str, after: int) -> AsyncGenerator[Any, None]:
         await asyncio.Event().wait()
         yield ()
 
 
 @pytest.fixture
-def impatient(monkeypatch):
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PROBE_S", 0.005)
     monkeypatch.setattr(module, "BEHIND_S", 0.01)
 
 
-async def test_a_dead_watch_does_not_keep_the_mirror_behind(clock, impatient, caplog):
+async def test_a_dead_watch_does_not_keep_the_mirror_behind(
+    clock: Clock, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
     store = DeadWatch()
     await report(store, "gone")
     async with running(store, clock) as state:
@@ -545,7 +570,9 @@ async def test_a_dead_watch_does_not_keep_the_mirror_behind(clock, impatient, ca
     assert "store.watch.stale" in caplog.text
 
 
-async def test_what_others_keep_in_the_store_is_not_taken_for_a_dead_watch(clock, impatient, caplog, monkeypatch):
+async def test_what_others_keep_in_the_store_is_not_taken_for_a_dead_watch(
+    clock: Clock, impatient: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "FOREIGN_S", 0.0)
     store = DeadWatch()
     async with running(store, clock) as state:

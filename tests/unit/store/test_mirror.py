@@ -1,4 +1,5 @@
 import asyncio
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,11 +14,11 @@ KEYS = Keys()
 UIDS = ["a", "b", "c"]
 
 
-def quiet(namespace, uid, workload) -> None:
+def quiet(namespace: str, uid: str | None, workload: str | None) -> None:
     """Listen to nothing."""
 
 
-def a_mirror(key_values=(), revision=1) -> Mirror:
+def a_mirror(key_values: Any = (), revision: Any = 1) -> Mirror:
     mirror = Mirror(KEYS, lambda: 0.0, quiet)
     mirror.replace(key_values, revision)
     return mirror
@@ -41,10 +42,10 @@ steps = st.lists(
 
 
 @given(steps)
-def test_ends_equal_to_the_store_however_late_the_watch_is(history):
+def test_ends_equal_to_the_store_however_late_the_watch_is(history: Any) -> None:
     mirror = a_mirror()
     store: dict[str, KeyValue] = {}
-    backlog: list = []
+    backlog: list[Any] = []
     revision = 1
     for action, uid, own, flush, how in history:
         key = KEYS.order("ns", uid)
@@ -78,7 +79,7 @@ def test_ends_equal_to_the_store_however_late_the_watch_is(history):
 
 
 @given(steps, st.integers(1, 30))
-def test_a_watch_of_one_key_ends_with_its_present_state(history, start):
+def test_a_watch_of_one_key_ends_with_its_present_state(history: Any, start: Any) -> None:
     """Whoever knows a key as of `start - 1` and applies `since` knows it as of now."""
     mirror = a_mirror()
     at: list[dict[str, KeyValue]] = [{}, {}]
@@ -102,7 +103,7 @@ def test_a_watch_of_one_key_ends_with_its_present_state(history, start):
             assert (event.key_value if isinstance(event, Changed) else None) == at[-1].get(key)
 
 
-def test_a_late_event_does_not_undo_what_we_wrote_since():
+def test_a_late_event_does_not_undo_what_we_wrote_since() -> None:
     mirror = a_mirror()
     key = KEYS.order("ns", "a")
     mirror.learn(a_value("a", 9, 9))
@@ -117,7 +118,7 @@ def test_a_late_event_does_not_undo_what_we_wrote_since():
     assert mirror.orders["ns"]["a"].generation == 13
 
 
-def test_a_forgotten_deletion_is_repeated(monkeypatch):
+def test_a_forgotten_deletion_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_TOMBSTONES", 1)
     mirror = a_mirror([a_value("a", 1), a_value("b", 2)], 2)
     mirror.apply([Removed(KEYS.order("ns", "a"), 3), Removed(KEYS.order("ns", "b"), 4)])
@@ -126,7 +127,7 @@ def test_a_forgotten_deletion_is_repeated(monkeypatch):
     assert mirror.since(KEYS.order("ns", "a"), 4) is None
 
 
-async def test_several_changes_between_two_looks_are_one():
+async def test_several_changes_between_two_looks_are_one() -> None:
     mirror = a_mirror()
     key = KEYS.order("ns", "a")
     subscription = mirror.subscribe([key])
@@ -139,7 +140,7 @@ async def test_several_changes_between_two_looks_are_one():
     assert subscription.take() == []
 
 
-async def test_a_subscription_waits_for_news_only():
+async def test_a_subscription_waits_for_news_only() -> None:
     mirror = a_mirror()
     subscription = mirror.subscribe([KEYS.order("ns", "a")])
     waiting = asyncio.create_task(subscription.wait(30))
@@ -152,7 +153,7 @@ async def test_a_subscription_waits_for_news_only():
     assert subscription.take() == [KEYS.order("ns", "a")]
 
 
-async def test_a_store_that_began_anew_replaces_everything():
+async def test_a_store_that_began_anew_replaces_everything() -> None:
     mirror = a_mirror([a_value("a", 400), a_value("b", 500)], 900)
     subscription = mirror.subscribe([KEYS.order("ns", "a")])
     waiting = asyncio.create_task(mirror.reached(1000))
@@ -168,7 +169,7 @@ async def test_a_store_that_began_anew_replaces_everything():
         await waiting  # its revision will not come: look again
 
 
-async def test_waits_for_a_revision():
+async def test_waits_for_a_revision() -> None:
     mirror = a_mirror()
     await mirror.reached(1)
     waiting = asyncio.create_task(mirror.reached(5))
@@ -179,7 +180,7 @@ async def test_waits_for_a_revision():
     await waiting
 
 
-async def test_an_abandoned_wait_leaves_nothing():
+async def test_an_abandoned_wait_leaves_nothing() -> None:
     mirror = a_mirror()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
