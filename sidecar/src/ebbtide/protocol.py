@@ -25,7 +25,7 @@ class Desired(StrEnum):
 
 
 class PodState(StrEnum):
-    """Where a pod stands on the way from its start to its end (docs/concepts.md has the machine)."""
+    """Where a pod stands on the way from its start to its end (`machine.py` has the rules)."""
 
     STARTING = "Starting"
     SERVING = "Serving"

@@ -69,6 +69,9 @@ class Connection:
         self._closed = True
         if self._session is not None:
             await self._session.close()
+            # A transport with TLS closes its socket in a later turn of the loop, which may be about to end.
+            for _ in range(3):
+                await asyncio.sleep(0)
 
     async def call(self, what: str, path: str, body: bytes, *, write: bool) -> bytes:
         """Send one request and return the answer's body.
