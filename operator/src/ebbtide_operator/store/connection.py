@@ -120,6 +120,9 @@ class Connection:
                     raise error_of(what, response.status, failure, endpoint=endpoint.url, write=False)
                 yield Lines(response, endpoint)
             finally:
+                # A watch ends in the middle of its answer: a TLS farewell would wait for one from the other side.
+                if response.connection is not None and response.connection.transport is not None:
+                    response.connection.transport.abort()
                 response.close()
         except EtcdError as error:
             self._note(error, endpoint, token)
