@@ -59,7 +59,7 @@ def drains() -> list[Any]:
             "Pods of all chosen workloads by what they said last. Normal: serving, with a passing layer of draining "
             "and drained during rollouts. Unknown that lasts: pods without the library, or that cannot reach the "
             "operator.",
-            [(by("state", gauge("ebbtide_pods", "state", matchers='state!="total"')), "{{state}}")],
+            [(by("state", gauge("ebbtide_pods", "state")), "{{state}}")],
             stacked=True,
         ),
         panels.graph(

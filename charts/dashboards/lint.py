@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 UNITS = {"short", "s", "cps", "cpm", "reqps", "wps", "bytes", "percentunit"}
-_SELECTOR = re.compile(r"([A-Za-z_:][\w:]*)\{([^}]*)\}")
+SELECTOR = re.compile(r"([A-Za-z_:][\w:]*)\{([^}]*)\}")
 _COUNTER = re.compile(r"\w+_(?:total|bucket|count|sum)$")
 _LABEL_VALUES = re.compile(r"label_values\(([^{,]+(?:\{[^}]*\})?), (\w+)\)")
 
@@ -134,7 +134,7 @@ def _own_rate_interval(target: Mapping[str, Any]) -> Iterator[str]:
 
 def _job_matcher(target: Mapping[str, Any]) -> Iterator[str]:
     expression = target.get("expr", "")
-    for metric, matchers in _SELECTOR.findall(expression):
+    for metric, matchers in SELECTOR.findall(expression):
         if not re.search(r'\bjob=~"\$\w*job"', matchers):
             yield f"{metric} needs a matcher of the job variable"
     for metric in re.findall(r"\bebbtide_\w+(?![\w{])", expression):
@@ -143,7 +143,7 @@ def _job_matcher(target: Mapping[str, Any]) -> Iterator[str]:
 
 def _counters_rated(target: Mapping[str, Any]) -> Iterator[str]:
     expression = target.get("expr", "")
-    for found in _SELECTOR.finditer(expression):
+    for found in SELECTOR.finditer(expression):
         before = expression[: found.start()]
         if _COUNTER.match(found[1]) and not re.search(r"\b(?:rate|irate|increase)\($", before):
             yield f"{found[1]} is a counter: show its rate or increase"
@@ -173,4 +173,4 @@ _QUERY_RULES: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
 def metrics_used(dashboard: Mapping[str, Any]) -> set[str]:
     """Return the names of the metrics that panels ask for, histograms by their own name."""
     expressions = [target["expr"] for panel in panels(dashboard) for target in panel.get("targets", [])]
-    return {re.sub(r"_bucket$", "", metric) for text in expressions for metric, _ in _SELECTOR.findall(text)}
+    return {re.sub(r"_bucket$", "", metric) for text in expressions for metric, _ in SELECTOR.findall(text)}

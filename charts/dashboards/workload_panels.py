@@ -90,7 +90,7 @@ def pods() -> list[Any]:
             "Tasks in flight by pod",
             "The twenty busiest pods, as they say themselves. Normal: even among serving pods; a draining pod falls "
             "to 0. Empty: the pods' port 8471 is not scraped.",
-            [(f"topk(20, sum by (namespace, pod) (ebbtide_tasks_active{{{PODS}}})) or on () vector(0)", "{{pod}}")],
+            [(_busiest("ebbtide_tasks_active"), "{{pod}}")],
         ),
         panels.graph(
             "Tasks ended",
@@ -106,6 +106,37 @@ def pods() -> list[Any]:
             "Draining and Drained. Many Starting: the application does not call ready.",
             [(by("state", f"ebbtide_state{{{PODS}}}"), "{{state}}")],
             stacked=True,
+        ),
+        panels.graph(
+            "Pods without the operator",
+            "Pods whose library has lost the operator's relay. Normal: 0, and all of them for seconds while operators "
+            "are replaced. They go on working, and drain within their grace period only.",
+            [(by("namespace", f"1 - ebbtide_store_connected{{{PODS}}}"), "{{namespace}}")],
+        ),
+        panels.graph(
+            "Oldest tasks",
+            "The twenty oldest tasks in flight, one for each pod. Normal: below the drain timeout: a task that is "
+            "older would be cancelled by a drain now.",
+            [(_busiest("ebbtide_oldest_task_age_seconds"), "{{pod}}")],
+            unit="s",
+        ),
+        panels.graph(
+            "Drain ages",
+            "How long the pods have been draining, by their own clocks. Normal: 0, and in rollouts a saw of short "
+            "teeth. The height of a tooth is the length of that pod's drain.",
+            [(_busiest("ebbtide_drain_age_seconds"), "{{pod}}")],
+            unit="s",
+        ),
+        panels.graph(
+            "Late arrivals",
+            "Tasks that live tasks started while intake was closed. Normal: few, or none. Many of them keep a pod "
+            "from getting drained: let tasks requeue their children instead.",
+            [(per_minute("namespace", "ebbtide_late_arrivals_total", PODS), "{{namespace}}")],
+            unit="cpm",
             width=24,
         ),
     ]
+
+
+def _busiest(metric: str) -> str:
+    return f"topk(20, max by (namespace, pod) ({metric}{{{PODS}}})) or on () vector(0)"
