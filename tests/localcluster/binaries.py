@@ -1,6 +1,5 @@
 """Compiles the programs of the cluster from pinned Go modules, once, and caches them by content."""
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -10,12 +9,12 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.localcluster.errors import ClusterError
+from tests.localcluster.locks import exclusive
 from tests.localcluster.progress import duration, say, step
 
 SOURCES = Path(__file__).parent / "src"
@@ -82,7 +81,8 @@ MODULES = (
     Module("coredns", {"coredns": "github.com/coredns/coredns"}, cold_s=85),
     Module("helm", {"helm": "helm.sh/helm/v4/cmd/helm"}, cold_s=60),
 )
-_MODULE_OF = {program: module for module in MODULES for program in module.programs}
+KIND = Module("kind", {"kind": "sigs.k8s.io/kind", "kind-validate": "./validate"}, cold_s=20)
+_MODULE_OF = {program: module for module in (*MODULES, KIND) for program in module.programs}
 
 
 def path(program: str) -> Path:
@@ -126,7 +126,7 @@ def content_hash(files: Iterable[Path], *parameters: str) -> str:
 
 def key(module: Module) -> str:
     """Name the cache folder of a module's present content and flags."""
-    files = (file for file in module.source.iterdir() if file.suffix in {".go", ".mod", ".sum"})
+    files = (file for file in module.source.rglob("*") if file.suffix in {".go", ".mod", ".sum"})
     return f"{module.name}-{content_hash(files, module.ldflags, *module.programs, *_platform())}"
 
 
@@ -144,19 +144,6 @@ def folder(module: Module) -> Path:
         with step(f"compiling {module.name} (about {duration(module.cold_s)} on 2 cores, once)"):
             _compile(module, target)
     return target
-
-
-@contextmanager
-def exclusive(lock: Path, holder: str) -> Iterator[None]:
-    """Hold a file lock, and say whom we wait for when it is taken."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for {holder}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _compile(module: Module, target: Path) -> None:

@@ -1,120 +1,156 @@
-"""The command line of each component."""
+"""The programs of the cluster with their flags, in the order in which they start."""
 
-from __future__ import annotations
-
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.localcluster import binaries
 from tests.localcluster.layout import API_PORT, CONTROL_PLANE, Layout, Network, Spec
 
-CNI_PROGRAMS = "/usr/lib/cni"
-PACKAGES = (
-    "runc",
-    "containernetworking-plugins",
-    "iptables",
-    "conntrack",
-    "ipset",
-    "socat",
-    "ethtool",
-    "iproute2",
-    "gcc",
-    "libc6-dev",
-)
+ISSUER = "https://kubernetes.default.svc.cluster.local"
 
 
-def control_plane(spec: Spec, layout: Layout, network: Network) -> Mapping[str, list[str]]:
-    """Return what runs in the control plane, in the order in which it can start."""
-    pki, etc = layout.certificates, layout.configuration(CONTROL_PLANE)
-    etcd_url = "http://127.0.0.1:2379"
-    manager_rate = []
-    if spec.controller_manager_qps is not None:
-        qps = spec.controller_manager_qps
-        manager_rate = [f"--kube-api-qps={qps:g}", f"--kube-api-burst={max(1, round(qps * 1.5))}"]
-    return {
-        "etcd": [
-            _program("etcd"),
+@dataclass(frozen=True)
+class Component:
+    """One process of the cluster.
+
+    Attributes:
+        name: the program, and for those that each node has: `program/node`.
+        sandbox: where it runs: the control plane or a node.
+    """
+
+    name: str
+    sandbox: str
+    arguments: tuple[str, ...]
+
+    @property
+    def program(self) -> str:
+        return self.name.partition("/")[0]
+
+
+def etcd(layout: Layout) -> Component:
+    """Return the store of the API server; it listens where only the control plane can reach it."""
+    return Component(
+        "etcd",
+        CONTROL_PLANE,
+        (
             f"--data-dir={layout.sandbox(CONTROL_PLANE) / 'etcd'}",
-            f"--listen-client-urls={etcd_url}",
-            f"--advertise-client-urls={etcd_url}",
+            "--listen-client-urls=http://127.0.0.1:2379",
+            "--advertise-client-urls=http://127.0.0.1:2379",
             "--listen-peer-urls=http://127.0.0.1:2380",
-            # The cluster is thrown away: what a crash of the machine would lose is lost anyway.
+            "--log-level=warn",
+            # A test cluster survives the end of its processes, not of its machine.
             "--unsafe-no-fsync",
-        ],
-        "kube-apiserver": [
-            _program("kube-apiserver"),
-            f"--etcd-servers={etcd_url}",
+        ),
+    )
+
+
+def api_server(layout: Layout, network: Network) -> Component:
+    pki = layout.certificates
+    return Component(
+        "kube-apiserver",
+        CONTROL_PLANE,
+        (
+            "--etcd-servers=http://127.0.0.1:2379",
             f"--secure-port={API_PORT}",
-            f"--bind-address={network.control_plane}",
+            "--bind-address=0.0.0.0",
             f"--advertise-address={network.control_plane}",
-            "--endpoint-reconciler-type=lease",
             f"--tls-cert-file={pki / 'apiserver.crt'}",
             f"--tls-private-key-file={pki / 'apiserver.key'}",
             f"--client-ca-file={pki / 'ca.crt'}",
-            f"--kubelet-client-certificate={pki / 'admin.crt'}",
-            f"--kubelet-client-key={pki / 'admin.key'}",
+            f"--kubelet-client-certificate={pki / 'kubelet-client.crt'}",
+            f"--kubelet-client-key={pki / 'kubelet-client.key'}",
             "--kubelet-preferred-address-types=InternalIP",
-            "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-            f"--service-account-key-file={pki / 'sa.pub'}",
-            f"--service-account-signing-key-file={pki / 'sa.key'}",
+            f"--service-account-issuer={ISSUER}",
+            f"--service-account-key-file={pki / 'service-account.pub'}",
+            f"--service-account-signing-key-file={pki / 'service-account.key'}",
             f"--service-cluster-ip-range={network.services}",
             "--authorization-mode=Node,RBAC",
+            "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",
+            # The control plane has no kube-proxy: webhooks are called at their pods' addresses.
             "--enable-aggregator-routing=true",
-            f"--audit-policy-file={etc / 'audit.yaml'}",
+            f"--audit-policy-file={layout.configuration(CONTROL_PLANE) / 'audit-policy.yaml'}",
             f"--audit-log-path={layout.audit_log}",
-            "--audit-log-maxsize=2000",
-        ],
-        "kube-controller-manager": [
-            _program("kube-controller-manager"),
-            f"--kubeconfig={etc / 'kube-controller-manager.kubeconfig'}",
+            "--audit-log-maxsize=4000",  # MB; a rotated log would lose its reader
+            "--profiling=false",
+        ),
+    )
+
+
+def controller_manager(layout: Layout, spec: Spec) -> Component:
+    pki = layout.certificates
+    rate: tuple[str, ...] = ()
+    if spec.controller_manager_qps is not None:
+        qps = spec.controller_manager_qps
+        rate = (f"--kube-api-qps={qps:g}", f"--kube-api-burst={max(1, round(qps * 1.5))}")
+    return Component(
+        "kube-controller-manager",
+        CONTROL_PLANE,
+        (
+            f"--kubeconfig={layout.configuration(CONTROL_PLANE) / 'controller-manager.kubeconfig'}",
             "--use-service-account-credentials=true",
-            f"--service-account-private-key-file={pki / 'sa.key'}",
+            f"--service-account-private-key-file={pki / 'service-account.key'}",
             f"--root-ca-file={pki / 'ca.crt'}",
+            f"--cluster-signing-cert-file={pki / 'ca.crt'}",
+            f"--cluster-signing-key-file={pki / 'ca.key'}",
             "--leader-elect=false",
             "--secure-port=0",
-            f"--cluster-cidr={network.pods}",
-            "--allocate-node-cidrs=false",
-            *manager_rate,
-        ],
-        "kube-scheduler": [
-            _program("kube-scheduler"),
-            f"--kubeconfig={etc / 'kube-scheduler.kubeconfig'}",
+            *rate,
+        ),
+    )
+
+
+def scheduler(layout: Layout) -> Component:
+    return Component(
+        "kube-scheduler",
+        CONTROL_PLANE,
+        (
+            f"--kubeconfig={layout.configuration(CONTROL_PLANE) / 'scheduler.kubeconfig'}",
             "--leader-elect=false",
             "--secure-port=0",
-        ],
-        "coredns": [_program("coredns"), "-conf", str(etc / "Corefile")],
-    }
+        ),
+    )
 
 
-def node(layout: Layout, network: Network, name: str, index: int) -> Mapping[str, list[str]]:
-    """Return what runs on a node, in the order in which it can start."""
-    etc = layout.configuration(name)
-    return {
-        "containerd": [_program("containerd"), "--config", str(etc / "containerd.toml")],
-        "kubelet": [
-            _program("kubelet"),
-            f"--config={etc / 'kubelet.yaml'}",
-            f"--kubeconfig={etc / 'kubelet.kubeconfig'}",
-            f"--hostname-override={name}",
+def coredns(layout: Layout) -> Component:
+    return Component("coredns", CONTROL_PLANE, ("-conf", str(layout.configuration(CONTROL_PLANE) / "Corefile")))
+
+
+def containerd(layout: Layout, node: str) -> Component:
+    return Component(f"containerd/{node}", node, ("--config", str(layout.configuration(node) / "containerd.toml")))
+
+
+def kubelet(layout: Layout, network: Network, node: str, index: int) -> Component:
+    folder = layout.configuration(node)
+    return Component(
+        f"kubelet/{node}",
+        node,
+        (
+            f"--config={folder / 'kubelet.yaml'}",
+            f"--kubeconfig={folder / 'kubelet.kubeconfig'}",
+            f"--hostname-override={node}",
             f"--node-ip={network.node(index)}",
-            "--root-dir=/var/lib/kubelet",
             "--cert-dir=/var/lib/kubelet/pki",
-        ],
-        "kube-proxy": [_program("kube-proxy"), f"--config={etc / 'kube-proxy.yaml'}"],
+        ),
+    )
+
+
+def kube_proxy(layout: Layout, node: str) -> Component:
+    return Component(f"kube-proxy/{node}", node, (f"--config={layout.configuration(node) / 'kube-proxy.yaml'}",))
+
+
+def request(
+    component: Component,
+    layout: Layout,
+    sandbox_pid: int,
+    environment: dict[str, str],
+    path_of: Callable[[str], Path],
+) -> dict[str, object]:
+    """Render what the launcher needs to start a component."""
+    return {
+        "action": "start",
+        "sandbox": sandbox_pid,
+        "argv": [str(path_of(component.program)), *component.arguments],
+        "env": environment,
+        "log": str(layout.logs / f"{component.name.replace('/', '-')}.log"),
     }
-
-
-def runc() -> str:
-    """Return where runc is."""
-    return shutil.which("runc") or "/usr/sbin/runc"
-
-
-def search_path() -> str:
-    """Return the PATH of components: containerd finds its shim there, kubelet and kube-proxy their tools."""
-    return f"{binaries.path('containerd').parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-def _program(name: str) -> str:
-    return str(Path(binaries.path(name)))

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from tests.localcluster.layout import CONTROL_PLANE, Network
+from tests.localcluster.layout import Network
 
 DNS_DOMAIN = "cluster.local"
 PAUSE_IMAGE = "docker.io/ebbtide/pause:1"
@@ -193,63 +193,6 @@ def coredns_access() -> str:
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": role}],
         },
     )
-
-
-def link_commands(network: Network, sandbox_pids: dict[str, int]) -> list[tuple[int | None, list[str]]]:
-    """Render the network as `ip` commands.
-
-    This host reaches the control plane over one link and everything else through it; each node hangs on a bridge in the
-    control plane. The host neither forwards nor translates anything.
-
-    Args:
-        sandbox_pids: the first process of the control plane and of each node.
-
-    Returns:
-        Batches in order: whose network namespace (None: the host's), and its commands.
-    """
-    nodes = {name: pid for name, pid in sandbox_pids.items() if name != CONTROL_PLANE}
-    center = sandbox_pids[CONTROL_PLANE]
-    host = [f"link add {network.device} type veth peer name uplink netns {center}"]
-    inner = [
-        "link set lo up",
-        "link add nodes type bridge",
-        f"addr add {network.control_plane}/{network.nodes.prefixlen} dev nodes",
-        "link set nodes up",
-        f"addr add {network.uplink}/{network.link.prefixlen} dev uplink",
-        "link set uplink up",
-        f"route add default via {network.host}",
-    ]
-    batches: list[tuple[int | None, list[str]]] = []
-    for index, (name, pid) in enumerate(nodes.items(), start=1):
-        inner += [
-            f"link add {name} type veth peer name eth0 netns {pid}",
-            f"link set {name} master nodes up",
-            f"route add {network.pods_of(index)} via {network.node(index)}",
-        ]
-        batches.append(
-            (
-                pid,
-                [
-                    "link set lo up",
-                    f"addr add {network.node(index)}/{network.nodes.prefixlen} dev eth0",
-                    "link set eth0 up",
-                    f"route add default via {network.control_plane}",
-                    *(
-                        f"route add {network.pods_of(other)} via {network.node(other)}"
-                        for other in range(1, len(nodes) + 1)
-                        if other != index
-                    ),
-                ],
-            )
-        )
-    inner.append(f"route add {network.services} via {network.node(1)}")
-    # The device comes up before its route, or the kernel refuses the next hop.
-    outer = [
-        f"addr add {network.host}/{network.link.prefixlen} dev {network.device}",
-        f"link set {network.device} up",
-        f"route add {network.whole} via {network.uplink}",
-    ]
-    return [(None, host), (center, inner), *batches, (None, outer)]
 
 
 def _json(document: Any) -> str:

@@ -23,7 +23,6 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
-O_PATH = os.O_PATH
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -39,18 +38,23 @@ def mount(source: str | None, target: str, kind: str | None, flags: int) -> None
     check(libc.mount(*encoded, ctypes.c_ulong(flags), None), f"mounting {source or kind} on {target}")
 
 
+def open_folder(path: str) -> int:
+    return os.open(path, os.O_PATH | os.O_DIRECTORY)
+
+
 def furnish(request: Request) -> None:
     """Give the new mount namespace its own view: nothing that is mounted or written here reaches the host's /run."""
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    kept = [(path, os.open(path, O_PATH | os.O_DIRECTORY)) for path in request["keep"]]
-    for target, source in request["binds"].items():
-        mount(source, os.path.realpath(target), None, MS_BIND | MS_REC)
-    for path, descriptor in kept:
-        if any(path == target or path.startswith(target + "/") for target in map(os.path.realpath, request["binds"])):
+    # Opened before anything is covered: a source may lie under another target (the state folder under /var/lib).
+    binds = [(os.path.realpath(target), open_folder(source)) for target, source in request["binds"].items()]
+    kept = [(path, open_folder(path)) for path in request["keep"]]
+    for target, source in binds:
+        mount(f"/proc/self/fd/{source}", target, None, MS_BIND | MS_REC)
+    for path, source in kept:
+        if any(path == target or path.startswith(target + "/") for target, _ in binds):
             os.makedirs(path, exist_ok=True)
-            mount(f"/proc/self/fd/{descriptor}", path, None, MS_BIND | MS_REC)
-        os.close(descriptor)
+            mount(f"/proc/self/fd/{source}", path, None, MS_BIND | MS_REC)
     for path, cover in request["covers"].items():
         if os.path.exists(path):
             with open(path) as current, open(cover, "w") as copy:

@@ -171,8 +171,12 @@ class Layout:
 
 
 def state_root() -> Path:
-    """Return the folder that holds all clusters: `$EBBTIDE_STATE` or `/var/lib/ebbtide`."""
-    return Path(os.environ.get("EBBTIDE_STATE") or "/var/lib/ebbtide").absolute()
+    """Return the folder of all clusters: `$EBBTIDE_STATE`, else `/var/lib/ebbtide` for root, and one at home."""
+    if chosen := os.environ.get("EBBTIDE_STATE"):
+        return Path(chosen).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/ebbtide")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "ebbtide"
 
 
 def layout_of(name: str) -> Layout:

@@ -1,76 +1,54 @@
-"""The program that holds a sandbox open, and the image of it that containerd starts pods with."""
+"""The smallest program that can be a first process, and the sandbox image made of it."""
 
-from __future__ import annotations
-
-import hashlib
-import io
-import json
+import functools
 import subprocess
-import tarfile
 import tempfile
 from pathlib import Path
 
-from tests.localcluster import binaries
+from tests.localcluster import archives
+from tests.localcluster.binaries import SOURCES, cache_root, content_hash
 from tests.localcluster.configuration import PAUSE_IMAGE
 from tests.localcluster.errors import ClusterError
 
-_SOURCE = binaries.SOURCES / "pause" / "pause.c"
+_SOURCE = SOURCES / "pause" / "pause.c"
+_COMPILE = ("gcc", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror")
 
 
-def program() -> Path:
-    """Return the compiled program; it takes a blink to compile."""
-    folder = binaries.cache_root() / f"pause-{binaries.content_hash([_SOURCE])}"
-    target = folder / "pause"
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        output = Path(temporary) / "pause"
-        done = subprocess.run(
-            ["gcc", "-Os", "-static", "-s", "-o", str(output), str(_SOURCE)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise ClusterError(f"compiling {_SOURCE.name} failed:\n{done.stderr}")
-        output.rename(target)
-    return target
+def executable() -> Path:
+    """Return the compiled program."""
+    return _folder() / "pause"
 
 
 def image() -> Path:
-    """Return a docker-archive of the program alone."""
-    binary = program()
-    target = binary.with_name("pause.tar")
-    if not target.exists():
-        temporary = target.with_suffix(".new")
-        configuration: dict[str, object] = {"Entrypoint": ["/pause"], "User": "65535:65535"}
-        temporary.write_bytes(archive(PAUSE_IMAGE, {"pause": (binary.read_bytes(), 0o755)}, configuration))
-        temporary.rename(target)
+    """Return the image archive of it."""
+    return _folder() / "pause.tar"
+
+
+@functools.cache
+def _folder() -> Path:
+    target = cache_root() / f"pause-{content_hash([_SOURCE, Path(archives.__file__)], *_COMPILE, PAUSE_IMAGE)}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        output = Path(temporary) / "out"
+        output.mkdir()
+        program = output / "pause"
+        done = subprocess.run(
+            [*_COMPILE, "-o", str(program), str(_SOURCE)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise ClusterError(f"compiling {_SOURCE.name} failed:\n{done.stderr}")
+        content = archives.render(
+            PAUSE_IMAGE,
+            {"pause": (program.read_bytes(), 0o755)},
+            {"Entrypoint": ["/pause"], "User": "65535:65535"},
+        )
+        (output / "pause.tar").write_bytes(content)
+        try:
+            output.rename(target)
+        except OSError:
+            # Another process was faster; its result is the same.
+            if not target.is_dir():
+                raise
     return target
-
-
-def archive(reference: str, files: dict[str, tuple[bytes, int]], configuration: dict[str, object]) -> bytes:
-    """Return a docker-archive of one layer: files with their modes, and what the image runs."""
-    layer = _tar(files)
-    document = json.dumps(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": configuration,
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
-        }
-    ).encode()
-    name = f"{hashlib.sha256(document).hexdigest()}.json"
-    manifest = json.dumps([{"Config": name, "RepoTags": [reference], "Layers": ["layer.tar"]}]).encode()
-    return _tar({"layer.tar": (layer, 0o644), name: (document, 0o644), "manifest.json": (manifest, 0o644)})
-
-
-def _tar(files: dict[str, tuple[bytes, int]]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, (content, mode) in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), mode
-            archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()

@@ -1,88 +1,81 @@
-"""Sandboxes: namespaces that hold a node (or the control plane), so that its end takes everything of it along."""
+"""A sandbox: the namespaces that a node or the control plane lives in.
 
-from __future__ import annotations
+Its first process holds a process, mount, network, host name and IPC namespace. When that one process is killed, the
+kernel kills every other one in it (containers and their shims too), and all mounts, devices and packet filter rules are
+gone: that is what makes taking a cluster down certain, whatever state a crash left it in.
+"""
 
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
-from tests.localcluster import components, configuration, pause, processes
-from tests.localcluster.errors import ClusterError
-from tests.localcluster.layout import CONTROL_PLANE, Layout, Network
+from tests.localcluster import binaries, pause, processes
+from tests.localcluster.layout import CONTROL_PLANE, Layout, state_root
+from tests.localcluster.processes import Process
 
-# What the kubelet writes on its start is the whole machine's: it gets copies.
+# Where programs write by default: each sandbox sees folders of its own there.
+_OWN = {"/run": "run", "/tmp": "tmp", "/var/lib": "lib", "/var/log": "log"}
+# Settings of the whole machine that a kubelet changes: it gets files to write to instead.
 _COVERED = (
-    "/proc/sys/vm/overcommit_memory",
-    "/proc/sys/vm/panic_on_oom",
     "/proc/sys/kernel/panic",
     "/proc/sys/kernel/panic_on_oops",
     "/proc/sys/kernel/keys/root_maxkeys",
     "/proc/sys/kernel/keys/root_maxbytes",
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/vm/panic_on_oom",
 )
-_NODE_FOLDERS = {
-    "/run": "run",
-    "/var/lib/containerd": "containerd",
-    "/var/lib/kubelet": "kubelet",
-    "/var/lib/cni": "cni",
-    "/var/log/pods": "pods",
-    "/var/log/containers": "containers",
-}
+_FORWARDING = {"/proc/sys/net/ipv4/ip_forward": "1"}
 
 
-def create(layout: Layout, mark: str, name: str) -> processes.Process:
-    """Start the first process of a sandbox; with it end all processes, mounts, addresses and rules inside."""
-    folder = layout.sandbox(name)
-    binds = {"/run": "run"} if name == CONTROL_PLANE else _NODE_FOLDERS
-    for target, part in binds.items():
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        # A folder that is mounted over has to be there, on a fresh machine too.
-        Path(target).mkdir(parents=True, exist_ok=True)
-    covers = folder / "covers"
-    covers.mkdir(exist_ok=True)
-    request = {
-        "action": "create",
-        "argv": [str(pause.program())],
-        "env": environment(mark),
-        "log": str(layout.logs / f"{name}.log"),
-        "keep": [str(layout.root)],
-        "binds": {target: str(folder / part) for target, part in binds.items()},
-        "covers": {} if name == CONTROL_PLANE else {path: str(covers / Path(path).name) for path in _COVERED},
-        "sysctls": {"/proc/sys/net/ipv4/ip_forward": "1"},
-        "hostname": name,
+def environment(layout: Layout) -> dict[str, str]:
+    """Return the environment of every process in a sandbox: little, and the mark that makes it ours."""
+    own = binaries.path("containerd").parent  # where containerd looks for its shim
+    return {
+        "PATH": f"{own}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/run",
+        processes.MARK: str(layout.root),
     }
-    return processes.launch(name, request, layout.processes)
 
 
-def start(
-    layout: Layout, mark: str, sandbox: processes.Process, component: str, argv: Sequence[str]
-) -> processes.Process:
-    """Start a component in a sandbox; `component` is `node-1/kubelet`, or a name alone in the control plane."""
-    request = {
-        "action": "start",
-        "sandbox": sandbox.pid,
-        "argv": list(argv),
-        "env": environment(mark),
-        "log": str(layout.logs / f"{component.replace('/', '-')}.log"),
-    }
-    return processes.launch(component, request, layout.processes)
+def component(name: str) -> str:
+    """Name the first process of a sandbox among the components."""
+    return f"sandbox/{name}"
 
 
-def connect(network: Network, sandboxes: dict[str, processes.Process]) -> None:
-    """Wire the sandboxes up with each other and with this host.
+def create(layout: Layout, name: str) -> Process:
+    """Make a sandbox and its folders.
 
     Raises:
-        ClusterError: `ip` refused a command.
+        ClusterError: the kernel or the container we are in does not allow it.
     """
-    pids = {name: process.pid for name, process in sandboxes.items()}
-    for pid, commands in configuration.link_commands(network, pids):
-        enter = [] if pid is None else ["nsenter", "--target", str(pid), "--net"]
-        done = subprocess.run(
-            [*enter, "ip", "-batch", "-"], input="\n".join(commands), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise ClusterError(f"setting up the network failed: {done.stderr.strip()}")
+    folder = layout.sandbox(name)
+    covers = folder / "sysctl"
+    for part in (*_OWN.values(), covers.name, "etc"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / "tmp").chmod(0o1777)
+    layout.logs.mkdir(exist_ok=True)
+    kept = {state_root(), binaries.cache_root()}
+    request = {
+        "action": "create",
+        "hostname": name,
+        "argv": [str(pause.executable()), f"{layout.root}/{name}"],
+        "env": environment(layout),
+        "log": str(layout.logs / f"sandbox-{name}.log"),
+        "binds": {target: str(folder / part) for target, part in _OWN.items()},
+        "keep": sorted(str(path.resolve()) for path in kept),
+        "covers": {path: str(covers / Path(path).name) for path in _COVERED},
+        "sysctls": _FORWARDING,
+    }
+    return processes.launch(component(name), request, layout.processes)
 
 
-def environment(mark: str) -> dict[str, str]:
-    """Return the environment of every process of a cluster."""
-    return {"PATH": components.search_path(), processes.MARK: mark, "HOME": "/root"}
+def pids(layout: Layout) -> dict[str, Process]:
+    """Return the first process of each sandbox, by sandbox."""
+    prefix = component("")
+    return {
+        name.removeprefix(prefix): process
+        for name, process in processes.recorded(layout.processes).items()
+        if name.startswith(prefix)
+    }
+
+
+def is_node(name: str) -> bool:
+    return name != CONTROL_PLANE
