@@ -20,6 +20,7 @@ _numbers = itertools.count(1)
 def cluster() -> Iterator[localcluster.Cluster]:
     """The cluster of this run; it is never one that a kubeconfig of the user's points to."""
     running = localcluster.up(NAME)
+    localcluster.ensure_ours(running.kubeconfig)
     yield running
     if os.environ.get("EBBTIDE_KEEP_CLUSTER") != "1":
         running.down()

@@ -27,7 +27,7 @@ from tests.localcluster.certificates import Authority
 from tests.localcluster.cluster import CommandFailed, run
 from tests.localcluster.components import Component
 from tests.localcluster.errors import ClusterError
-from tests.localcluster.layout import API_PORT, CONTROL_PLANE, Layout, Network, Spec, write_record
+from tests.localcluster.layout import API_PORT, CONTROL_PLANE, Layout, Network, Spec
 from tests.localcluster.processes import Process
 from tests.localcluster.progress import step
 
@@ -42,10 +42,7 @@ def bring_up(layout: Layout, spec: Spec) -> None:
         ClusterError: a part did not start; the message has the end of its log.
     """
     layout.root.mkdir(parents=True, mode=0o700)
-    slot = slots.claim(layout)
-    addresses = Network(slot)
-    # Before anything exists that it would be needed to find.
-    write_record(layout, spec, slot, processes.boot_id())
+    addresses = slots.claim(layout, spec)
     with step(f"starting the control plane and {spec.nodes} node{'s' * (spec.nodes > 1)}"):
         _write_files(layout, spec, addresses)
         cgroups.create(addresses.cgroup, spec.node_names)

@@ -146,10 +146,6 @@ class Layout:
         """One record per process that we started."""
         return self.root / "processes"
 
-    @property
-    def helm(self) -> Path:
-        return self.root / "helm"
-
     def sandbox(self, name: str) -> Path:
         return self.root / name
 

@@ -82,6 +82,8 @@ def launch(component: str, request: Mapping[str, Any], records: Path) -> Process
     """
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(_LAUNCHER)],
+        # The launcher bears the mark too: where we are killed meanwhile, what it starts does not outlive a `down`.
+        env={**os.environ, MARK: request["env"][MARK]},
         input=json.dumps(request),
         capture_output=True,
         text=True,

@@ -8,7 +8,7 @@ gone: that is what makes taking a cluster down certain, whatever state a crash l
 from pathlib import Path
 
 from tests.localcluster import binaries, pause, processes
-from tests.localcluster.layout import CONTROL_PLANE, Layout, state_root
+from tests.localcluster.layout import Layout, state_root
 from tests.localcluster.processes import Process
 
 # Where programs write by default: each sandbox sees folders of its own there.
@@ -75,7 +75,3 @@ def pids(layout: Layout) -> dict[str, Process]:
         for name, process in processes.recorded(layout.processes).items()
         if name.startswith(prefix)
     }
-
-
-def is_node(name: str) -> bool:
-    return name != CONTROL_PLANE

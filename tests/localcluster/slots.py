@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from tests.localcluster import cgroups, network
+from tests.localcluster import cgroups, network, processes
 from tests.localcluster.errors import ClusterError
-from tests.localcluster.layout import SLOTS, Layout, Network, read_record
+from tests.localcluster.layout import SLOTS, Layout, Network, Spec, read_record, write_record
 from tests.localcluster.locks import exclusive
 
 # Not in the state folder: there may be several of those, and one set of addresses. Empty again after a reboot.
@@ -31,17 +31,19 @@ def choose(taken: Collection[int], routes: Iterable[IPv4Network]) -> int:
     )
 
 
-def claim(layout: Layout) -> int:
-    """Take a slot for a cluster; the one that it has already, where it has one."""
+def claim(layout: Layout, spec: Spec) -> Network:
+    """Take a slot for a cluster and write down what the cluster is, before anything of it exists.
+
+    Raises:
+        ClusterError: no slot is free.
+    """
     with _locked():
-        owners = _owners()
-        for slot, root in owners.items():
-            if root == layout.root:
-                return slot
-        taken = {slot for slot, root in owners.items() if _in_use(slot, root)}
+        taken = {slot for slot, root in _owners().items() if _in_use(slot, root)}
         slot = choose(taken, network.routes())
         (_CLAIMS / f"{slot}.json").write_text(json.dumps({"root": str(layout.root)}))
-        return slot
+        # Under the lock: a claim whose cluster has no record would look abandoned to the next one.
+        write_record(layout, spec, slot, processes.boot_id())
+        return Network(slot)
 
 
 def held(layout: Layout) -> list[int]:
