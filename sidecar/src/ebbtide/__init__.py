@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ebbtide.errors import EbbtideError, NotRunning, Refused
+from ebbtide.errors import EbbtideError, NotRunning, Refused, TimedOut
 from ebbtide.protocol import PodState
 from ebbtide.registry import Entry
 from ebbtide.runtime import Runtime
 from ebbtide.scope import Scope
 from ebbtide.settings import Settings
 
-__all__ = ["EbbtideError", "Entry", "NotRunning", "PodState", "Refused", "Runtime", "Scope", "Settings"]
+__all__ = ["EbbtideError", "Entry", "NotRunning", "PodState", "Refused", "Runtime", "Scope", "Settings", "TimedOut"]
 
 
 def __getattr__(name: str) -> Any:

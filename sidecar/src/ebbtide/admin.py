@@ -27,7 +27,8 @@ logger = logging.getLogger("ebbtide")
 
 MOST_CONNECTIONS = 32
 """Probes, one scraper, one preStop, and room; more are refused rather than served by more threads."""
-IDLE_S = 30.0
+IDLE_S = 10.0
+"""A connection that says nothing for so long gives its place to another."""
 LONGEST_WAIT_S = 7 * 86400.0
 
 
@@ -141,6 +142,13 @@ class _Server(ThreadingHTTPServer):
         logger.log(level, "ebbtide: admin request from %s failed", client_address, exc_info=error)
 
 
+def _is_local(address: str) -> bool:
+    caller = ipaddress.ip_address(address.partition("%")[0])
+    # A server on `::` sees IPv4 callers mapped into IPv6.
+    mapped = getattr(caller, "ipv4_mapped", None)
+    return (mapped or caller).is_loopback
+
+
 def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -186,7 +194,7 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
                 if hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
                     return action
                 return lambda _query: self._text(HTTPStatus.UNAUTHORIZED, "needs the bearer token of this pod\n")
-            if ipaddress.ip_address(self.client_address[0].partition("%")[0]).is_loopback:
+            if _is_local(self.client_address[0]):
                 return action
             return lambda _query: self._text(
                 HTTPStatus.FORBIDDEN, "without EBBTIDE_ADMIN_TOKEN only callers on this machine may ask\n"

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ebbtide.etcd import Batch, Changed, EtcdClient, EtcdError, KeyValue, LeaseNotFound, Resync, Watch
-from ebbtide.protocol import Keys, Order, Phase, RecordError, Report, RolloutPhase
+from ebbtide.etcd import Batch, Changed, Closed, EtcdClient, EtcdError, KeyValue, LeaseNotFound, Resync, Watch
+from ebbtide.protocol import Keys, Order, Phase, PodState, RecordError, Report, RolloutPhase
 from ebbtide.settings import Settings
 
 logger = logging.getLogger("ebbtide")
@@ -36,6 +36,7 @@ class Agent:
     Args:
         settings: Who we are and whom to talk to; `has_store` must hold.
         make_report: Called with the sequence number and the phase revision that is answered; returns the report of now.
+        count: Returns the number of tasks in flight.
         on_order: Called with each order that the store holds, also repeatedly; the machine ignores what it has obeyed.
         on_store_restarted: Called where the store lost its memory.
         client: For tests; None: a client of `settings.endpoints`.
@@ -46,6 +47,7 @@ class Agent:
         settings: Settings,
         *,
         make_report: Callable[[int, int], Report],
+        count: Callable[[], int],
         on_order: Callable[[Order], None],
         on_store_restarted: Callable[[], None] = lambda: None,
         client: EtcdClient | None = None,
@@ -57,12 +59,13 @@ class Agent:
         self._phase_key = keys.phase(settings.pod_namespace, kind, name) if name else None
         self._client = client or connect(settings)
         self._make_report = make_report
+        self._count = count
         self._on_order = on_order
         self._on_store_restarted = on_store_restarted
         self._stop = threading.Event()
         self._wake = threading.Condition()
         self._edge = True
-        self._load_changed = False
+        self._reported = 0
         self._finishing = False
         self._phase_revision = 0
         self._stable = True
@@ -91,15 +94,6 @@ class Agent:
             self._edge = True
             self._wake.notify_all()
 
-    def load(self) -> None:
-        """Say that the number of tasks changed. Cheap, from any thread."""
-        # Read without the lock: in a steady state, which is nearly always, a task must not pay for one.
-        if self._stable or self._load_changed:
-            return
-        with self._wake:
-            self._load_changed = True
-            self._wake.notify_all()
-
     def finish(self, timeout_s: float) -> bool:
         """Write the final report, which outlives the lease, and stop; False where that took longer than `timeout_s`."""
         with self._wake:
@@ -112,13 +106,17 @@ class Agent:
 
     def _follow(self) -> None:
         keys = [self._order_key] if self._phase_key is None else [self._order_key, self._phase_key]
-        self._watch = self._client.watch(keys, stop=self._stop)
-        try:
-            for batch in self._watch:
-                self._take(batch)
-        except EtcdError as error:
-            if not self._stop.is_set():
-                logger.error("ebbtide: orders do not reach this process any more: %s", error)  # noqa: TRY400
+        while not self._stop.is_set():
+            self._watch = self._client.watch(keys, stop=self._stop)
+            try:
+                for batch in self._watch:
+                    self._take(batch)
+            except Closed:
+                return
+            except Exception:
+                # A defect of ours must not cut the process off from its orders.
+                logger.exception("ebbtide: following the orders failed, starting anew")
+                self._stop.wait(RETRY_MOST_S)
 
     def _take(self, batch: Batch) -> None:
         for change in batch.changes:
@@ -163,24 +161,36 @@ class Agent:
                 else:
                     self._put(final=kind == "final")
                     written_at = renewed_at = time.monotonic()
-                failures = 0
-            except EtcdError as error:
+            except Exception as error:  # noqa: BLE001 (a defect of ours must not silence the process either)
                 failures += 1
-                if failures == 1:
-                    logger.warning("ebbtide: the operator does not hear this process: %s", error)
-                with self._wake:
-                    self._edge = True
-                longest_s = min(RETRY_LEAST_S * 2**failures, RETRY_MOST_S)
-                self._stop.wait(random.uniform(longest_s / 2, longest_s))  # noqa: S311 (jitter)
+                self._pause(failures, error)
                 continue
+            if failures:
+                logger.info("ebbtide: the operator hears this process again")
+            failures = 0
             if kind == "final":
                 self._finished.set()
                 return
+
+    def _pause(self, failures: int, error: Exception) -> None:
+        if failures == 1:
+            known = isinstance(error, EtcdError)
+            logger.warning("ebbtide: the operator does not hear this process: %s", error, exc_info=not known)
+        longest_s = min(RETRY_LEAST_S * 2**failures, RETRY_MOST_S)
+        pause_s = random.uniform(longest_s / 2, longest_s)  # noqa: S311 (jitter)
+        with self._wake:
+            self._edge = True
+            if not self._finishing:
+                # The final report is worth a try of its own.
+                self._wake.wait_for(lambda: self._finishing, pause_s)
+                return
+        self._stop.wait(RETRY_LEAST_S)
 
     def _next(self, written_at: float, renewed_at: float) -> str:
         """Wait for something to write; return `report`, `final` or `renew`."""
         # Jitter, so that a thousand pods that started together do not renew together.
         renew_at = renewed_at + KEEP_ALIVE_S * random.uniform(0.8, 1.0)  # noqa: S311
+        looked_at = written_at
         with self._wake:
             while True:
                 now = time.monotonic()
@@ -188,32 +198,37 @@ class Agent:
                     return "final"
                 if self._edge:
                     break
-                load_at = written_at + LOAD_PERIOD_S
-                if self._load_changed and now >= load_at:
-                    break
+                # In a steady state the number of tasks is nobody's concern. Otherwise it is looked at now and then:
+                # being told of each change would cost every task.
+                if not self._stable and now >= looked_at + LOAD_PERIOD_S:
+                    if self._count() != self._reported:
+                        break
+                    looked_at = now
                 if now >= renew_at:
                     return "renew"
-                until = min(renew_at, load_at) if self._load_changed else renew_at
+                until = renew_at if self._stable else min(renew_at, looked_at + LOAD_PERIOD_S)
                 self._wake.wait(until - now)
             # Cleared before the report is made: what happens after that is news again.
-            self._edge = self._load_changed = False
+            self._edge = False
             return "report"
 
     def _put(self, *, final: bool) -> None:
         self._sequence += 1
         with self._wake:
             phase_revision = self._phase_revision
-        report = self._make_report(self._sequence, phase_revision).encode()
-        if final:
-            self._client.put(self._report_key, report)
+        report = self._make_report(self._sequence, phase_revision)
+        self._reported = report.active
+        if final or report.state is PodState.EXITING:
+            # Without a lease, so that it outlives the process.
+            self._client.put(self._report_key, report.encode())
             return
         if not self._lease:
             self._lease = self._client.grant(LEASE_S)
         try:
-            self._client.put(self._report_key, report, lease=self._lease)
+            self._client.put(self._report_key, report.encode(), lease=self._lease)
         except LeaseNotFound:
             self._lease = self._client.grant(LEASE_S)
-            self._client.put(self._report_key, report, lease=self._lease)
+            self._client.put(self._report_key, report.encode(), lease=self._lease)
 
     def _renew(self) -> None:
         if self._lease and self._client.keep_alive(self._lease):

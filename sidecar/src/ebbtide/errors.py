@@ -23,5 +23,17 @@ class Refused(EbbtideError):
         self.retry_after_s = retry_after_s
 
 
+class TimedOut(EbbtideError, TimeoutError):
+    """A task took longer than its limit and was cancelled for it.
+
+    Attributes:
+        timeout_s: The limit.
+    """
+
+    def __init__(self, name: str, timeout_s: float) -> None:
+        super().__init__(f"task {name} took longer than {timeout_s:g} s")
+        self.timeout_s = timeout_s
+
+
 class NotRunning(EbbtideError, RuntimeError):
     """The runtime was used before it started or after it ended."""

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ebbtide.protocol import PodState
-
-OUTCOMES = ("finished", "failed", "timed_out", "cancelled", "requeued", "abandoned", "refused")
+from ebbtide.registry import OUTCOMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +24,7 @@ class Numbers:
     """Tasks that live tasks started while intake was closed."""
     store_connected: bool | None = None
     """None where there is no store."""
+    hook_failures: int = 0
 
 
 def render(numbers: Numbers) -> str:
@@ -62,6 +62,8 @@ def render(numbers: Numbers) -> str:
             [("", numbers.drain_age_s or 0.0)],
         ),
     ]
+    text = "Drain and exit hooks that failed or took too long."
+    families.append(("ebbtide_hook_failures_total", "counter", text, [("", numbers.hook_failures)]))
     if numbers.store_connected is not None:
         text = "1 while the operator's relay (or etcd) is connected."
         families.append(("ebbtide_store_connected", "gauge", text, [("", int(numbers.store_connected))]))

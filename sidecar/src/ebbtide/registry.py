@@ -2,135 +2,257 @@
 
 The rule that makes the drain sound: an entry is inserted first and asked for admission after. A count that was taken
 after intake closed can then miss no entry that was admitted.
+
+The hot path is short on purpose. A spawned task is its own entry (a subclass with slots), one bound method is its
+done-callback, and nobody is told of a change unless the last entry leaves a closed registry.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import time
-from collections import deque
+import logging
+import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from threading import get_ident
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ebbtide.errors import Refused
+from ebbtide.errors import Refused, TimedOut
 
 if TYPE_CHECKING:
     from ebbtide.scope import Scope
 
-REMEMBERED = 200
-"""How many durations of finished work are kept for the estimate."""
-ENOUGH = 5
-"""Fewer finished ones than this are no ground for an estimate."""
+logger = logging.getLogger("ebbtide")
+
+OUTCOMES = ("finished", "failed", "timed_out", "cancelled", "requeued", "abandoned", "refused")
+LATE = "late"
+
+current_entry: ContextVar[int] = ContextVar("ebbtide_entry", default=0)
+"""Number of the entry that runs here; 0: none.
+
+The number and not the entry: a task that its own context referred to would be left to the garbage collector.
+"""
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One unit of work in flight.
+class ManagedTask(asyncio.Task[Any]):
+    """A spawned task that is its own entry."""
 
-    Attributes:
-        id: Unique in this process, counting up.
-        kind: `task` (spawned) or `block` (tracked in place, in a task or a thread).
-        task: What is cancelled for it; None for work in a thread, which cannot be.
-    """
+    # Slots only: overriding a method would take the task off asyncio's fast path.
+    __slots__ = ("meta", "number", "scope", "started_at")
 
-    id: int
-    name: str
-    kind: str
+    number: int
     scope: Scope
     meta: Mapping[str, Any] | None
     started_at: float
-    task: asyncio.Task[Any] | None = None
-    cancelled_for: str | None = None
-    abandoned: bool = False
 
 
-current_entry: ContextVar[Entry | None] = ContextVar("ebbtide_entry", default=None)
+class Entry:
+    """One unit of work in flight that is no managed task: a block, a thread, or a task of a foreign task factory.
+
+    Attributes:
+        number: Unique in this process, counting up.
+        kind: `task`, `block` or `thread`.
+        name: For people.
+        meta: What the caller said about it.
+        started_at: Monotonic seconds.
+        task: What is cancelled for it; None for work in a thread, which cannot be.
+    """
+
+    __slots__ = ("kind", "meta", "name", "number", "scope", "started_at", "task")
+
+    def __init__(self, number: int, kind: str, name: str, scope: Scope, meta: Mapping[str, Any] | None) -> None:
+        self.number = number
+        self.kind = kind
+        self.name = name
+        self.scope = scope
+        self.meta = meta
+        self.started_at = monotonic()
+        self.task: asyncio.Task[Any] | None = None
 
 
-@dataclass
+Live = ManagedTask | Entry
+
+
+@dataclass(frozen=True, slots=True)
+class EntryView:
+    """One unit of work as it was when somebody looked."""
+
+    number: int
+    name: str
+    kind: str
+    scope: str
+    meta: Mapping[str, Any] | None
+    age_s: float
+    state: str
+    """`running`, `cancelling` (it was cancelled and has not ended) or `abandoned` (nobody waits for it any more)."""
+
+
 class Registry:
     """The entries in flight, and how those that ended did.
 
+    Entries may come and go in any thread. Counting is free of locks in the home thread, which is the event loop's.
+
     Args:
-        on_change: Called after each insertion and removal with how many are left, from whatever thread; must be cheap.
+        on_empty: Called, from whatever thread, when the last entry leaves while intake is closed.
+
+    Attributes:
+        live: The entries in flight by number; None stands for one that is being admitted.
+        intake_open: False while new work is refused.
+        home: Identity of the thread that counts without a lock; 0: none.
+        loop: The loop that runs there.
     """
 
-    on_change: Callable[[int], None]
-    intake_open: bool = True
-    late_arrivals: int = 0
-    tally: dict[str, int] = field(default_factory=dict)
-    _entries: dict[int, Entry] = field(default_factory=dict)
-    _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
-    _durations: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    def __init__(self, on_empty: Callable[[], None]) -> None:
+        self.live: dict[int, Live | None] = {}
+        self.numbers = itertools.count(1)
+        self.intake_open = True
+        self.home = 0
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._on_empty = on_empty
+        # All keys from the start: a dict that does not grow may be read in one thread and counted up in another.
+        self._tally = dict.fromkeys((*OUTCOMES, LATE), 0)
+        self._elsewhere = dict(self._tally)
+        self._lock = threading.Lock()
+        self._cancelled: set[int] = set()
+        self._abandoned: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.live)
 
-    def entries(self) -> list[Entry]:
-        """Return the entries in flight, oldest first: one atomic copy."""
-        return list(self._entries.values())
+    @property
+    def tally(self) -> dict[str, int]:
+        """How many ended, by outcome; outcomes that did not happen are left out."""
+        return {outcome: count for outcome in OUTCOMES if (count := self._total(outcome))}
 
-    def admit(self, scope: Scope, name: str | None, kind: str, meta: Mapping[str, Any] | None) -> Entry:
-        """Insert an entry.
+    @property
+    def late_arrivals(self) -> int:
+        """How many were admitted after intake closed, because live work started them."""
+        return self._total(LATE)
 
-        Work that live work starts belongs to it and is admitted after intake closed, or nothing could ever be finished.
+    def settle(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make the calling thread, which runs `loop`, the home thread."""
+        self.loop = loop
+        self.home = get_ident()
+
+    def entries(self) -> list[Live]:
+        """Return the entries in flight in the order of their admission: one atomic copy."""
+        return [item for item in list(self.live.values()) if item is not None]
+
+    def question(self, number: int) -> None:
+        """Decide on an inserted entry while intake is closed.
+
+        Work that live work starts belongs to it and is admitted, or nothing could ever be finished.
 
         Raises:
-            Refused: Intake is closed and no live entry asks.
+            Refused: No live entry asks; the entry is out again.
         """
-        number = next(self._ids)
-        entry = Entry(number, name or f"{scope.name}-{number}", kind, scope, meta, time.monotonic())
-        self._entries[number] = entry
-        if not self.intake_open:
-            parent = current_entry.get()
-            if parent is None or parent.id not in self._entries:
-                del self._entries[number]
-                self._count("refused")
-                self.on_change(len(self._entries))
-                raise Refused("draining")
-            self.late_arrivals += 1
-        self.on_change(len(self._entries))
-        return entry
-
-    def end(self, entry: Entry, outcome: str) -> None:
-        """Remove an entry and count how it ended; one that was abandoned is counted already."""
-        if self._entries.pop(entry.id, None) is None:
+        if current_entry.get() in self.live:
+            self.count(LATE)
             return
-        if not entry.abandoned:
-            self._count(outcome)
-        if outcome == "finished":
-            self._durations.append(time.monotonic() - entry.started_at)
-        self.on_change(len(self._entries))
+        self.count("refused")
+        self.withdraw(number)
+        raise Refused("draining")
 
-    def abandon(self) -> int:
-        """Count what is in flight as abandoned; return how many."""
-        abandoned = [entry for entry in self._entries.values() if not entry.abandoned]
-        for entry in abandoned:
-            entry.abandoned = True
-            self._count("abandoned")
-        return len(abandoned)
+    def withdraw(self, number: int) -> None:
+        """Take an entry out, as the last step of its end."""
+        del self.live[number]
+        if not self.intake_open and not self.live:
+            self._on_empty()
+
+    def task_ended(self, task: ManagedTask) -> None:
+        """Count a managed task: its done-callback."""
+        if not task.cancelled() and task.exception() is None:
+            task.scope.durations.append(monotonic() - task.started_at)
+            if self._cancelled or self._abandoned or get_ident() != self.home:
+                self.end(task.number, "finished")
+                return
+            # The usual end in the fewest steps: `end` spelled out.
+            self._tally["finished"] += 1
+            del self.live[task.number]
+            if not self.intake_open and not self.live:
+                self._on_empty()
+        else:
+            self.end(task.number, outcome_of(task, task.get_name(), task.scope.name, task.meta))
+
+    def end(self, number: int, outcome: str) -> None:
+        """Count how an entry ended and take it out; one that was abandoned is counted already."""
+        if self._cancelled:
+            self._cancelled.discard(number)
+        if not (self._abandoned and number in self._abandoned):
+            self.count(outcome)
+        # Last: who sees that nothing is left must find everything counted.
+        self.withdraw(number)
+
+    def count(self, outcome: str) -> None:
+        """Add one to a tally, from any thread."""
+        if get_ident() == self.home:
+            self._tally[outcome] += 1
+        else:
+            with self._lock:
+                self._elsewhere[outcome] += 1
+
+    def abandon(self) -> list[str]:
+        """Count what is in flight as abandoned; return the names."""
+        left = [item for item in self.entries() if item.number not in self._abandoned]
+        self._abandoned.update(item.number for item in left)
+        for _ in left:
+            self.count("abandoned")
+        return [name_of(item) for item in left]
+
+    def mark_cancelled(self, item: Live) -> None:
+        """Remember that an entry was asked to end."""
+        self._cancelled.add(item.number)
+
+    def was_cancelled(self, item: Live) -> bool:
+        return item.number in self._cancelled
 
     def oldest_age_s(self) -> float:
         """Return the age of the oldest entry; 0 without one."""
-        oldest = next(iter(self._entries.values()), None)
-        return 0.0 if oldest is None else time.monotonic() - oldest.started_at
+        now = monotonic()
+        return max((now - item.started_at for item in self.entries()), default=0.0)
 
-    def eta_s(self) -> float | None:
-        """Estimate the seconds until everything in flight has ended; None where there is too little to go by.
+    def view(self) -> list[EntryView]:
+        """Return what is in flight, in the order of admission."""
+        now = monotonic()
+        return [
+            EntryView(
+                number=item.number,
+                name=name_of(item),
+                kind="task" if isinstance(item, ManagedTask) else item.kind,
+                scope=item.scope.name,
+                meta=item.meta,
+                age_s=now - item.started_at,
+                state=self._state_of(item.number),
+            )
+            for item in self.entries()
+        ]
 
-        Each entry is taken to last as long as 95 of 100 that finished lately, and an older one to end any moment.
-        """
-        ages = [time.monotonic() - entry.started_at for entry in self.entries()]
-        if not ages:
-            return 0.0
-        if len(self._durations) < ENOUGH:
-            return None
-        durations = sorted(self._durations)
-        usual_s = durations[int(len(durations) * 0.95)]
-        return max(0.0, usual_s - min(ages))
+    def _state_of(self, number: int) -> str:
+        if number in self._abandoned:
+            return "abandoned"
+        return "cancelling" if number in self._cancelled else "running"
 
-    def _count(self, outcome: str) -> None:
-        self.tally[outcome] = self.tally.get(outcome, 0) + 1
+    def _total(self, outcome: str) -> int:
+        return self._tally[outcome] + self._elsewhere[outcome]
+
+
+def name_of(item: Live) -> str:
+    return item.get_name() if isinstance(item, ManagedTask) else item.name
+
+
+def outcome_of(task: asyncio.Task[Any], name: str, scope: str, meta: Mapping[str, Any] | None) -> str:
+    """Say how a task ended, and log what went wrong: the only place that does, so it is logged once."""
+    if task.cancelled():
+        return "cancelled"
+    # Looking at the exception also tells asyncio that somebody did.
+    error = task.exception()
+    if error is None:
+        return "finished"
+    if isinstance(error, TimedOut):
+        logger.warning("ebbtide: task %s of %s timed out: %r", name, scope, meta or {})
+        return "timed_out"
+    logger.error("ebbtide: task %s of %s crashed: %r", name, scope, meta or {}, exc_info=error)
+    return "failed"

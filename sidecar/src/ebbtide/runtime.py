@@ -7,17 +7,21 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
-from uuid import uuid4
 
+from ebbtide import watchdog
 from ebbtide.admin import AdminServer
 from ebbtide.agent import Agent
+from ebbtide.cancelling import call_in, cancel_everywhere
 from ebbtide.conductor import Conductor
-from ebbtide.environment import EXIT_MARGIN_S
+from ebbtide.environment import CA, ENDPOINTS, EXIT_MARGIN_S
 from ebbtide.errors import NotRunning
 from ebbtide.exposition import Numbers
+from ebbtide.hooks import Hook, Hooks
 from ebbtide.machine import (
     AbandonTasks,
     CancelTasks,
@@ -30,6 +34,7 @@ from ebbtide.machine import (
     OpenIntake,
     Ordered,
     Reason,
+    Report,
     SetReady,
     Source,
     Started,
@@ -37,20 +42,16 @@ from ebbtide.machine import (
     TasksChanged,
     UndrainRequested,
 )
-from ebbtide.machine import Report as ReportEffect
-from ebbtide.protocol import PodState, Report
+from ebbtide.protocol import PodState
 from ebbtide.registry import Registry
-from ebbtide.scope import Scope, call_in, cancel_all
+from ebbtide.scope import Scope, child_scope
 from ebbtide.settings import Settings
 from ebbtide.signals import Signals
+from ebbtide.views import Views
 
 logger = logging.getLogger("ebbtide")
 
-HOOK_S = 5.0
-"""Seconds that one exit hook may take."""
 FINAL_REPORT_S = 1.0
-
-ExitHook = Callable[[], Awaitable[None] | None]
 
 
 class Runtime:
@@ -65,27 +66,33 @@ class Runtime:
 
     Args:
         settings: See `Settings`; None: read from the environment.
-        watchdog: End the process by force where it outlives its budget after SIGTERM or preStop. Off in tests.
+        watchdog: End the process by force where it outlives its budget after SIGTERM, preStop or an order. Off in
+            tests.
     """
 
     def __init__(self, settings: Settings | None = None, *, watchdog: bool = True) -> None:
         self._settings = Settings.from_env(os.environ) if settings is None else settings
         self._watchdog = watchdog
-        self._boot_id = uuid4().hex
-        self._registry = Registry(self._tasks_changed)
-        self._conductor = Conductor(Machine(defaults=self._settings.durations), self._registry.__len__, self._carry_out)
+        self._registry = Registry(self._emptied)
+        self._scopes: weakref.WeakValueDictionary[str, Scope] = weakref.WeakValueDictionary()
+        self._conductor = Conductor(
+            Machine(defaults=self._settings.durations), self._registry.__len__, self._carry_out, self._patrol
+        )
         self._admin = AdminServer(
             self, self._settings.admin_host, self._settings.admin_port, self._settings.admin_token
         )
         self._signals = Signals(self._on_signal)
+        self._displaced: tuple[str, ...] = ()
         self._agent: Agent | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = False
         self._draining = False
         self._drain_event = asyncio.Event()
         self._exit_event = asyncio.Event()
-        self._drain_hooks: list[Callable[[], None]] = []
-        self._exit_hooks: list[ExitHook] = []
+        self._drain_hooks = Hooks("drain")
+        self._exit_hooks = Hooks("exit")
+        self._views = Views(self._registry, lambda: self._conductor.machine, (self._drain_hooks, self._exit_hooks))
+        self._running_hooks: set[asyncio.Task[None]] = set()
         self.admin_port: int | None = None
         """Port of the admin server; None before the start, and where it could not listen."""
 
@@ -98,41 +105,41 @@ class Runtime:
         if self._loop is not None:
             raise NotRunning("a runtime runs once; make a new one")
         self._loop = asyncio.get_running_loop()
+        self._registry.settle(self._loop)
         for problem in self._settings.problems:
             logger.warning("ebbtide: %s", problem)
         self._conductor.start()
         self.admin_port = self._admin.start()
         self._signals.install()
         if self._settings.has_store:
-            self._agent = Agent(
-                self._settings,
-                make_report=self._report,
-                on_order=lambda order: self._conductor.post(Ordered(order)),
-                on_store_restarted=lambda: self._conductor.post(StoreRestarted()),
-            )
-            self._agent.start()
-        self._conductor.post(Started())
+            self._agent = self._start_agent()
+        self._conductor.call(Started())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Drain what is in flight, run the exit hooks, and say goodbye."""
-        # Whoever served requests has stopped by now: there is nothing to wait for before intake closes.
-        own = self._settings.durations
-        leaving = Durations(0.0, own.drain_timeout_s, own.cancel_grace_s)
-        self._conductor.post(DrainRequested(Reason(Source.EXIT), leaving, leave=True))
-        await self._exit_event.wait()
-        await self._run_exit_hooks()
-        if self._agent is not None:
-            await asyncio.to_thread(self._agent.finish, FINAL_REPORT_S)
-        self._signals.uninstall()
-        await asyncio.to_thread(self._admin.stop)
-        self._conductor.stop()
+        """Drain what is in flight, run the exit hooks, and say goodbye.
+
+        Where the body failed, tasks are cancelled at once; where it was cancelled, it left early, and they may finish.
+        """
+        crashed = error is not None and not isinstance(error, asyncio.CancelledError)
+        async with AsyncExitStack() as last:
+            last.callback(self._conductor.stop)
+            last.push_async_callback(_in_daemon_thread, self._admin.stop)
+            last.callback(self._signals.uninstall)
+            if self._agent is not None:
+                last.push_async_callback(_in_daemon_thread, self._say_goodbye)
+            last.push_async_callback(self._exit_hooks.run)
+            await self._leave(crashed=crashed, why="" if error is None else repr(error))
 
     def scope(self, name: str, *, timeout_s: float | None = None) -> Scope:
-        """Return a new root scope; `timeout_s` limits each of its tasks."""
-        return Scope(self._registry, name, timeout_s)
+        """Return the scope of that name; `timeout_s` limits each of its tasks.
+
+        Raises:
+            ValueError: It is in use with another limit.
+        """
+        return child_scope(self._scopes, self._registry, name, timeout_s, None)
 
     @property
     def state(self) -> PodState:
@@ -165,16 +172,19 @@ class Runtime:
         """Wait until the process is to leave: it is drained and will not be taken back."""
         await self._exit_event.wait()
 
-    def on_drain(self, hook: Callable[[], None]) -> None:
-        """Call `hook` in the loop whenever a drain begins."""
-        self._drain_hooks.append(hook)
-
-    def on_exit(self, hook: ExitHook) -> None:
-        """Call `hook` after the drain, the last registered first.
+    def on_drain(self, hook: Hook) -> None:
+        """Call a function or a coroutine function in the loop whenever a drain begins, the last registered first.
 
         Each has five seconds; one that fails is logged, and the rest still run.
         """
-        self._exit_hooks.append(hook)
+        self._drain_hooks.add(hook)
+
+    def on_exit(self, hook: Hook) -> None:
+        """Call a function or a coroutine function after the drain, the last registered first; limits as in `on_drain`.
+
+        All of them together have until the kubelet ends the container, five seconds after the drain's budget.
+        """
+        self._exit_hooks.add(hook)
 
     def drain(self, reason: str = "", *, leave: bool = True) -> None:
         """Begin to drain, from any thread; `leave`: and exit after that."""
@@ -182,7 +192,7 @@ class Runtime:
 
     def undrain(self) -> None:
         """Take a drain back where that is still possible, from any thread."""
-        self._conductor.post(UndrainRequested())
+        self._conductor.call(UndrainRequested())
 
     def alive(self) -> bool:
         """Say whether the thread that keeps the deadlines lives."""
@@ -190,15 +200,12 @@ class Runtime:
 
     def request_drain(self, source: Source, text: str, *, leave: bool) -> None:
         """Begin to drain on somebody's behalf."""
-        self._conductor.post(DrainRequested(Reason(source, text), leave=leave))
+        self._conductor.call(DrainRequested(Reason(source, text), leave=leave))
 
     def request_undrain(self) -> bool:
         """Take a drain back; False where it cannot be."""
-        machine = self._conductor.machine
-        possible = not machine.leaving and not machine.forced
-        if possible:
-            self.undrain()
-        return possible
+        self.undrain()
+        return not self._conductor.machine.draining
 
     def wait_drained(self, timeout_s: float) -> bool:
         """Block the calling thread until the process is drained; False when the time is over."""
@@ -206,72 +213,57 @@ class Runtime:
 
     def drain_view(self) -> Mapping[str, Any]:
         """Return the drain as JSON."""
-        machine, now = self._conductor.machine, time.monotonic()
-        started = machine.drain_started_at
-        return {
-            "state": machine.state.value,
-            "reason": str(machine.reason) if machine.reason else None,
-            "active": len(self._registry),
-            "oldest_age_s": round(self._registry.oldest_age_s(), 3),
-            "eta_s": self._registry.eta_s(),
-            "draining_for_s": None if started is None else round(now - started, 3),
-            "deadline_in_s": None if started is None else round(machine.deadline_at - now, 3),
-            "forced": machine.forced,
-            "tally": dict(self._registry.tally),
-            "late_arrivals": self._registry.late_arrivals,
-        }
+        return self._views.drain()
 
     def tasks(self) -> Sequence[Mapping[str, Any]]:
-        """Return every task in flight, oldest first."""
-        now = time.monotonic()
-        return [
-            {
-                "id": entry.id,
-                "name": entry.name,
-                "kind": entry.kind,
-                "scope": entry.scope.name,
-                "age_s": round(now - entry.started_at, 3),
-                "state": "cancelling" if entry.cancelled_for else "running",
-                "meta": entry.meta,
-            }
-            for entry in self._registry.entries()
-        ]
+        """Return every task in flight, in the order of admission."""
+        return self._views.tasks()
 
     def sample(self) -> Numbers:
         """Return what is counted, for the metrics."""
-        machine = self._conductor.machine
-        started = machine.drain_started_at
-        return Numbers(
-            state=machine.state,
-            active=len(self._registry),
-            oldest_age_s=self._registry.oldest_age_s(),
-            tally=dict(self._registry.tally),
-            drain_age_s=None if started is None else time.monotonic() - started,
-            late_arrivals=self._registry.late_arrivals,
-            store_connected=None if self._agent is None else self._agent.connected,
-        )
+        return self._views.numbers(None if self._agent is None else self._agent.connected)
 
-    def _report(self, sequence: int, phase_revision: int) -> Report:
-        machine = self._conductor.machine
-        return Report(
-            state=machine.state,
-            sequence=sequence,
-            boot_id=self._boot_id,
-            generation=machine.generation,
-            active=len(self._registry),
-            oldest_age_s=round(self._registry.oldest_age_s(), 3),
-            eta_s=self._registry.eta_s(),
-            tally=dict(self._registry.tally),
-            forced=machine.forced,
-            phase_revision=phase_revision,
-        )
+    def _start_agent(self) -> Agent | None:
+        try:
+            agent = Agent(
+                self._settings,
+                make_report=self._views.report,
+                count=self._registry.__len__,
+                on_order=lambda order: self._conductor.post(Ordered(order)),
+                on_store_restarted=lambda: self._conductor.post(StoreRestarted()),
+            )
+        except (ValueError, OSError) as error:  # a certificate that cannot be read is an OSError
+            logger.error(  # noqa: TRY400 (the message says it all)
+                "ebbtide: the operator is not told anything, since %s or %s cannot be used: %s", ENDPOINTS, CA, error
+            )
+            return None
+        agent.start()
+        return agent
 
-    def _tasks_changed(self, left: int) -> None:
-        # Outside a drain nobody waits for the count: a task then costs no event.
-        if self._draining:
-            self._conductor.post(TasksChanged(left))
-        if self._agent is not None:
-            self._agent.load()
+    async def _leave(self, *, crashed: bool, why: str) -> None:
+        own = self._settings.durations
+        at_once = Durations(0.0, 0.0, own.cancel_grace_s)
+        # Whoever served requests has stopped by now: there is nothing to wait for before intake closes.
+        spend = at_once if crashed else Durations(0.0, own.drain_timeout_s, own.cancel_grace_s)
+        if self._draining and not crashed:
+            # The drain has a budget, and the operator's order may have given it more than our own.
+            self._conductor.post(DrainRequested(Reason(Source.EXIT), leave=True))
+        else:
+            self._conductor.post(DrainRequested(Reason(Source.EXIT, why), spend, leave=True))
+        try:
+            await self._exit_event.wait()
+        except asyncio.CancelledError:
+            # Somebody is in a hurry: the cleanup of tasks is still waited for.
+            self._conductor.post(DrainRequested(Reason(Source.EXIT), at_once, leave=True))
+            await self._exit_event.wait()
+            raise
+
+    def _say_goodbye(self) -> None:
+        if self._agent is not None and not self._agent.finish(FINAL_REPORT_S):
+            logger.warning("ebbtide: the final report did not get through within %g s", FINAL_REPORT_S)
+
+    def _emptied(self) -> None:
+        self._conductor.post(TasksChanged(0))
 
     def _on_signal(self, name: str, count: int) -> None:
         # The second one is from somebody in a hurry: cancel now, clean up within the grace.
@@ -279,33 +271,44 @@ class Runtime:
         durations = None if count == 1 else Durations(0.0, 0.0, grace_s)
         self._conductor.post(DrainRequested(Reason(Source.SIGNAL, name), durations, leave=True))
 
-    def _carry_out(self, effect: Effect) -> None:
+    def _patrol(self) -> None:
+        displaced = self._signals.displaced
+        if displaced and displaced != self._displaced:
+            logger.warning(
+                "ebbtide: somebody replaced the handler of %s after this runtime started: it does not start a drain "
+                "any more; start the runtime later, or call the earlier handler from the new one",
+                ", ".join(displaced),
+            )
+        self._displaced = displaced
+
+    def _carry_out(self, effect: Effect, machine: Machine) -> None:
         """Carry out one effect, in the conductor's thread."""
         assert self._loop is not None
         match effect:
             case SetReady(ready):
                 self._ready = ready
-                self._set_draining(not ready)
+                self._set_draining(draining=machine.draining)
             case CloseIntake():
                 self._registry.intake_open = False
             case OpenIntake():
                 self._registry.intake_open = True
             case CancelTasks(reason):
                 logger.warning("ebbtide: cancelling %d tasks: %s", len(self._registry), reason)
-                cancel_all(self._registry, self._loop, reason)
+                cancel_everywhere(self._registry, reason)
             case AbandonTasks():
-                names = ", ".join(entry.name for entry in self._registry.entries()[:20])
-                logger.error("ebbtide: abandoned %d tasks: %s", self._registry.abandon(), names)
-            case ReportEffect():
-                logger.info("ebbtide: %s, %d tasks", self.state, len(self._registry))
+                names = self._registry.abandon()
+                logger.error("ebbtide: abandoned %d tasks: %s", len(names), ", ".join(names[:20]))
+            case Report():
+                logger.info("ebbtide: %s, %d tasks", machine.state, len(self._registry))
                 if self._agent is not None:
                     self._agent.edge()
             case Exit(insist):
                 call_in(self._loop, self._exit_event.set)
                 if insist and self._watchdog:
-                    self._start_watchdog()
+                    budget_left_s = max(0.0, machine.deadline_at - time.monotonic())
+                    watchdog.end_process_after(budget_left_s + EXIT_MARGIN_S - watchdog.LEAD_S)
 
-    def _set_draining(self, draining: bool) -> None:
+    def _set_draining(self, *, draining: bool) -> None:
         assert self._loop is not None
         if draining == self._draining:
             return
@@ -314,28 +317,24 @@ class Runtime:
 
     def _drain_began(self) -> None:
         self._drain_event.set()
-        for hook in self._drain_hooks:
-            try:
-                hook()
-            except Exception:
-                logger.exception("ebbtide: the drain hook %r failed", hook)
+        running = asyncio.get_running_loop().create_task(self._drain_hooks.run(), name="ebbtide-drain-hooks")
+        self._running_hooks.add(running)
+        running.add_done_callback(self._running_hooks.discard)
 
-    async def _run_exit_hooks(self) -> None:
-        for hook in reversed(self._exit_hooks):
-            try:
-                async with asyncio.timeout(HOOK_S):
-                    waiting = hook()
-                    if waiting is not None:
-                        await waiting
-            except Exception:
-                logger.exception("ebbtide: the exit hook %r failed", hook)
 
-    def _start_watchdog(self) -> None:
-        def end() -> None:
-            logger.critical("ebbtide: still here %g s after the drain ended; ending the process", EXIT_MARGIN_S)
-            logging.shutdown()
-            os._exit(1)
+async def _in_daemon_thread(function: Callable[[], object]) -> None:
+    """Run a function off the loop; not in asyncio's executor, all of whose threads may hang in the application's work.
 
-        timer = threading.Timer(EXIT_MARGIN_S, end)
-        timer.daemon = True
-        timer.start()
+    An exception of the function goes to `threading.excepthook`.
+    """
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def run() -> None:
+        try:
+            function()
+        finally:
+            call_in(loop, done.set)
+
+    threading.Thread(target=run, name="ebbtide-goodbye", daemon=True).start()
+    await done.wait()

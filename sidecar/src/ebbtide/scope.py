@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import Context
-from typing import Any, TypeVar
+from asyncio import get_running_loop
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from contextvars import Context, copy_context
+from functools import partial
+from threading import get_ident
+from time import monotonic
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar, cast
 
-from ebbtide.errors import Refused
-from ebbtide.registry import Entry, Registry, current_entry
-
-logger = logging.getLogger("ebbtide")
+from ebbtide.cancelling import cancel_here
+from ebbtide.errors import Refused, TimedOut
+from ebbtide.registry import Entry, ManagedTask, Registry, current_entry, outcome_of
 
 T = TypeVar("T")
-CHUNK = 250
-"""Tasks cancelled in one turn of the loop: a hundred thousand at once would stop it for most of a second."""
+P = ParamSpec("P")
+
+REMEMBERED = 200
+"""How many durations of finished work a scope keeps for the estimate."""
+
+_set_current = current_entry.set
 
 
 class Scope:
@@ -26,20 +35,28 @@ class Scope:
     Attributes:
         name: Dotted path from the root.
         timeout_s: Limit for each task; the tightest of the scope, its parents and the call counts. None: no limit.
+        durations: Seconds that work of this scope took which finished lately.
     """
 
     def __init__(self, registry: Registry, name: str, timeout_s: float | None, parent: Scope | None = None) -> None:
         self.name = name
         self.timeout_s: float | None = timeout_s if parent is None else _tighter(timeout_s, parent.timeout_s)
+        self.durations: deque[float] = deque(maxlen=REMEMBERED)
         self._registry = registry
         self._parent = parent
-        self._children: weakref.WeakSet[Scope] = weakref.WeakSet()
-        if parent is not None:
-            parent._children.add(self)  # noqa: SLF001 (its own class)
+        # Weak: names may be made up at run time, and a scope without work and without owner is nothing.
+        self._children: weakref.WeakValueDictionary[str, Scope] = weakref.WeakValueDictionary()
+
+    def __repr__(self) -> str:
+        return f"<Scope {self.name}>"
 
     def scope(self, name: str, *, timeout_s: float | None = None) -> Scope:
-        """Return a scope inside this one: cancelled with it, its limit no looser."""
-        return Scope(self._registry, f"{self.name}.{name}", timeout_s, self)
+        """Return the scope of that name inside this one: cancelled with it, its limit no looser.
+
+        Raises:
+            ValueError: It is in use with another limit.
+        """
+        return child_scope(self._children, self._registry, name, timeout_s, self)
 
     def spawn(
         self,
@@ -59,135 +76,226 @@ class Scope:
             coroutine: What to run; closed where it is not admitted.
             name: For people; the scope and a number where it is None.
             meta: Shown with the task in dumps and logs.
-            timeout_s: Seconds after which it is cancelled and ends with TimeoutError.
+            timeout_s: Seconds after which it is cancelled and ends with `TimedOut`.
             context: Its context variables; None: a copy of the caller's.
 
         Raises:
             Refused: The process drains; tell the caller to go elsewhere.
         """
+        registry = self._registry
+        number = next(registry.numbers)
+        # In before it is asked for, and before the task exists: an eager task may have ended before it is returned.
+        registry.live[number] = None
         try:
-            entry = self._registry.admit(self, name, "task", meta)
-        except Refused:
+            if not registry.intake_open:
+                registry.question(number)
+            # Cheaper than asking asyncio, which looks up the process id first.
+            loop = registry.loop if get_ident() == registry.home else None
+            if loop is None:
+                loop = get_running_loop()
+            if context is None:
+                context = copy_context()
+            context.run(_set_current, number)
+            if name is None:
+                name = f"{self.name}-{number}"
+            if timeout_s is not None or self.timeout_s is not None:
+                limit_s = cast("float", _tighter(timeout_s, self.timeout_s))
+                running: Coroutine[Any, Any, T] = _limited(coroutine, limit_s, name)
+            else:
+                running = coroutine
+            if loop.get_task_factory() is None:
+                task = ManagedTask(running, loop=loop, name=name, context=context)
+            else:
+                return self._spawn_by_factory(number, name, meta, running, coroutine, context)
+            task.number = number
+            task.scope = self
+            task.meta = meta
+            task.started_at = monotonic()
+            registry.live[number] = task
+            task.add_done_callback(registry.task_ended)
+            if running is not coroutine:
+                task.add_done_callback(partial(_close, coroutine))
+        except BaseException as error:
             coroutine.close()
+            if not isinstance(error, Refused):
+                registry.withdraw(number)
             raise
-        # Inserted before the task exists: an eager task may have ended before it is returned.
-        runner = _run(self._registry, entry, coroutine, _tighter(timeout_s, self.timeout_s))
-        task = asyncio.get_running_loop().create_task(runner, name=entry.name, context=context)
-        if not task.done():
-            entry.task = task
-        task.add_done_callback(lambda done: _ended(self._registry, entry, coroutine, done))
         return task
 
-    @contextmanager
-    def track(self, name: str | None = None, *, meta: Mapping[str, Any] | None = None) -> Iterator[Entry]:
-        """Count the block as work in flight, in the task or the thread that runs it.
+    def _spawn_by_factory(
+        self,
+        number: int,
+        name: str,
+        meta: Mapping[str, Any] | None,
+        running: Coroutine[Any, Any, T],
+        coroutine: Coroutine[Any, Any, T],
+        context: Context,
+    ) -> asyncio.Task[T]:
+        """Let the loop's task factory make the task: there is only one per loop, and somebody wants that one."""
+        entry = Entry(number, "task", name, self, meta)
+        self._registry.live[number] = entry
+        # Within the context, which the task copies: not every factory knows the argument.
+        task: asyncio.Task[T] = context.run(partial(get_running_loop().create_task, running, name=name))
+        entry.task = task
+        task.add_done_callback(partial(self._ended_by_factory, entry, coroutine))
+        return task
+
+    def _ended_by_factory(self, entry: Entry, coroutine: Coroutine[Any, Any, Any], task: asyncio.Task[Any]) -> None:
+        coroutine.close()
+        entry.task = None
+        self.end(entry, outcome_of(task, entry.name, self.name, entry.meta))
+
+    def end(self, entry: Entry, outcome: str) -> None:
+        """Count the end of one of this scope's entries."""
+        if outcome == "finished":
+            self.durations.append(monotonic() - entry.started_at)
+        self._registry.end(entry.number, outcome)
+
+    def track(self, name: str | None = None, *, meta: Mapping[str, Any] | None = None) -> Block:
+        """Count a `with` block as work in flight, in the task or the thread that runs it.
+
+        Entering it raises `Refused` where the process drains and the block is no part of work in flight.
+        """
+        return Block(self._registry, self, name, meta)
+
+    def thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a function in a thread of its own, as work in flight; `asyncio.wrap_future` makes the result awaitable.
+
+        The thread is a daemon: unlike those of asyncio's executor it does not hold the process when the drain is over.
+        It cannot be cancelled; a long function looks at `Runtime.draining` from time to time.
 
         Raises:
-            Refused: The process drains, and the block is not a part of work in flight.
+            Refused: The process drains.
         """
-        entry = self._registry.admit(self, name, "block", meta)
+        registry = self._registry
+        number = next(registry.numbers)
+        registry.live[number] = None
+        if not registry.intake_open:
+            registry.question(number)
+        entry = Entry(number, "thread", f"{self.name}-{number}", self, None)
+        registry.live[number] = entry
+        context = copy_context()
+        context.run(_set_current, number)
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()
+        work = partial(self._run_thread, entry, future, partial(function, *args, **kwargs))
         try:
-            entry.task = asyncio.current_task()
-        except RuntimeError:  # no loop in this thread
-            entry.task = None
-        before = current_entry.get()
-        current_entry.set(entry)
-        outcome = "finished"
+            threading.Thread(target=context.run, args=(work,), name=entry.name, daemon=True).start()
+        except RuntimeError:
+            registry.withdraw(number)
+            raise
+        return future
+
+    def _run_thread(self, entry: Entry, future: Future[T], function: Callable[[], T]) -> None:
         try:
-            yield entry
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        except BaseException:
-            outcome = "failed"
-            raise
-        finally:
-            # Restored by value: in an async generator the token belongs to another context.
-            current_entry.set(before)
-            self._registry.end(entry, outcome)
+            result = function()
+        except BaseException as error:  # noqa: BLE001 (it is the future's to raise)
+            self.end(entry, "failed")
+            future.set_exception(error)
+        else:
+            self.end(entry, "finished")
+            future.set_result(result)
 
     def cancel(self, reason: str) -> int:
         """Cancel everything that this scope and those inside it started; return how much that is.
 
-        Call it in the loop's own thread. Each task is cancelled once: a second cancel would break its cleanup off.
+        Call it in the loop's own thread. What this cancelled before is not cancelled again: a second cancel would break
+        its cleanup off.
         """
         mine = self._inside()
-        chosen = [entry for entry in self._registry.entries() if entry.scope in mine]
-        _cancel_chunk(chosen, reason)
+        chosen = [
+            item for item in self._registry.entries() if item.scope in mine and not self._registry.was_cancelled(item)
+        ]
+        cancel_here(self._registry, chosen, reason)
         return len(chosen)
 
     def _inside(self) -> set[Scope]:
         found = {self}
-        for child in list(self._children):
+        for child in list(self._children.values()):
             found |= child._inside()  # noqa: SLF001 (its own class)
         return found
 
 
-def cancel_all(registry: Registry, loop: asyncio.AbstractEventLoop, reason: str) -> None:
-    """Cancel everything in flight, from any thread."""
-    chosen = registry.entries()
-    call_in(loop, lambda: _cancel_chunk(chosen, reason))
+class Block(Entry):
+    """What `Scope.track` returns: an entry from the start of a `with` block to its end."""
 
+    __slots__ = ("_before", "_registry")
 
-def call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
-    """Call a function in a loop's thread; a loop that is closed has nothing left to call it for."""
-    try:
-        loop.call_soon_threadsafe(function)
-    except RuntimeError:
-        logger.debug("ebbtide: the event loop is closed")
+    def __init__(  # the entry's own `__init__` is for one that lives already
+        self, registry: Registry, scope: Scope, name: str | None, meta: Mapping[str, Any] | None
+    ) -> None:
+        self._registry = registry
+        self.kind = "block"
+        self.scope = scope
+        self.name = name or scope.name
+        self.meta = meta
+        self.task = None
 
+    def __enter__(self) -> Self:
+        registry = self._registry
+        self.number = number = next(registry.numbers)
+        self.started_at = monotonic()
+        registry.live[number] = self
+        if not registry.intake_open:
+            registry.question(number)
+        try:
+            self.task = asyncio.current_task()
+        except RuntimeError:  # no loop in this thread
+            self.task = None
+        self._before = current_entry.get()
+        _set_current(number)
+        return self
 
-def _cancel_chunk(chosen: list[Entry], reason: str) -> None:
-    now, later = chosen[:CHUNK], chosen[CHUNK:]
-    for entry in now:
-        if entry.cancelled_for is None and entry.task is not None and not entry.task.done():
-            entry.cancelled_for = reason
-            entry.task.cancel(reason)
-    if later:
-        asyncio.get_running_loop().call_soon(_cancel_chunk, later, reason)
-
-
-async def _run(registry: Registry, entry: Entry, coroutine: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
-    current_entry.set(entry)
-    outcome = "failed"
-    try:
-        if timeout_s is None:
-            result = await coroutine
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Restored by value: in an async generator the token belongs to another context.
+        _set_current(self._before)
+        self.task = None
+        if kind is None:
+            self.scope.durations.append(monotonic() - self.started_at)
+            self._registry.end(self.number, "finished")
         else:
-            limit = asyncio.timeout(timeout_s)
-            try:
-                async with limit:
-                    result = await coroutine
-            except TimeoutError:
-                # The task's own TimeoutErrors are failures like others.
-                if limit.expired():
-                    outcome = "timed_out"
-                raise
-    except asyncio.CancelledError:
-        outcome = "cancelled"
-        raise
-    except Exception as error:
-        if outcome == "failed":
-            logger.exception("ebbtide: task %s of %s crashed: %r", entry.name, entry.scope.name, entry.meta or {})
-        else:
-            logger.warning("ebbtide: task %s of %s timed out: %r", entry.name, entry.scope.name, error)
-        raise
-    else:
-        outcome = "finished"
-        return result
-    finally:
-        registry.end(entry, outcome)
+            self._registry.end(self.number, "cancelled" if issubclass(kind, asyncio.CancelledError) else "failed")
 
 
-def _ended(registry: Registry, entry: Entry, coroutine: Coroutine[Any, Any, Any], task: asyncio.Task[Any]) -> None:
-    # A task that was cancelled before its first step never entered `_run`, and its coroutine never began.
+def child_scope(
+    siblings: weakref.WeakValueDictionary[str, Scope],
+    registry: Registry,
+    name: str,
+    timeout_s: float | None,
+    parent: Scope | None,
+) -> Scope:
+    """Return the scope of that name, a new one where there is none."""
+    path = name if parent is None else f"{parent.name}.{name}"
+    made = Scope(registry, path, timeout_s, parent)
+    found = siblings.setdefault(name, made)
+    if found.timeout_s != made.timeout_s:
+        raise ValueError(
+            f"scope {path}: timeout_s is {found.timeout_s} where it was made, and {made.timeout_s} here; "
+            "use one value, or another name"
+        )
+    return found
+
+
+async def _limited(coroutine: Coroutine[Any, Any, T], timeout_s: float, name: str) -> T:
+    limit = asyncio.timeout(timeout_s)
+    try:
+        async with limit:
+            return await coroutine
+    except TimeoutError as error:
+        # The task's own TimeoutErrors are failures like others.
+        if not limit.expired():
+            raise
+        raise TimedOut(name, timeout_s) from error
+
+
+def _close(coroutine: Coroutine[Any, Any, Any], _task: asyncio.Task[Any]) -> None:
+    # Cancelled before its first step, a task never comes to await what it was to limit.
     coroutine.close()
-    registry.end(entry, "cancelled")
-    if not task.cancelled():
-        # Marks the exception as seen: it was logged, and the loop would log it a second time.
-        task.exception()
 
 
 def _tighter(one: float | None, other: float | None) -> float | None:
-    limits = [limit for limit in (one, other) if limit is not None]
-    return min(limits, default=None)
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)

@@ -63,7 +63,7 @@ class Settings:
         reader = _Reader(environ)
         host, port = reader.address()
         durations = Durations(
-            quiesce_s=reader.seconds(environment.QUIESCE, environment.DEFAULT_QUIESCE_S),
+            quiesce_s=reader.seconds(environment.QUIESCE, reader.default_quiesce_s()),
             drain_timeout_s=reader.seconds(environment.DRAIN_TIMEOUT, environment.DEFAULT_DRAIN_TIMEOUT_S),
             cancel_grace_s=reader.seconds(environment.CANCEL_GRACE, environment.DEFAULT_CANCEL_GRACE_S),
         )
@@ -84,6 +84,7 @@ class Settings:
             grace_period_s=grace_period_s if grace_period_s >= 0 else None,
         )
         reader.check_budget(settings)
+        reader.check_identity(settings)
         return replace(settings, problems=tuple(reader.problems))
 
 
@@ -107,6 +108,10 @@ class _Reader:
             return value
         self._refuse(name, f"must be seconds from 0 to {LONGEST_S:g}, like 60 or 2.5", text, f"{default:g}")
         return default
+
+    def default_quiesce_s(self) -> float:
+        # On a developer's machine there are no endpoints to wait for, and Ctrl-C is not to take five seconds.
+        return environment.DEFAULT_QUIESCE_S if self.text("KUBERNETES_SERVICE_HOST") else 0.0
 
     def address(self) -> tuple[str, int]:
         text = self.text(environment.ADMIN_ADDRESS)
@@ -150,6 +155,13 @@ class _Reader:
             f"{durations.cancel_grace_s:g} (cancel grace) + {environment.EXIT_MARGIN_S:g} (exit) = {needed_s:g} s: "
             "raise the one or lower the others, or the kubelet kills the process before it is drained"
         )
+
+    def check_identity(self, settings: Settings) -> None:
+        if settings.endpoints and not settings.has_store:
+            self.problems.append(
+                f"{environment.ENDPOINTS} is set, but {environment.POD_UID} or {environment.POD_NAMESPACE} is not: "
+                "set both from the pod's own fields, or the operator is not told anything"
+            )
 
     def _refuse(self, name: str, wanted: str, found: str, instead: str) -> None:
         self.problems.append(f"{name}: {wanted}, not {found!r}; using {instead}")

@@ -8,7 +8,9 @@ is.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -18,6 +20,8 @@ from typing import Any
 logger = logging.getLogger("ebbtide")
 
 CHAINED = (signal.SIGTERM, signal.SIGINT)
+INSISTENT = 2
+"""After so many of them Ctrl-C means to Python what it always did."""
 
 
 class Signals:
@@ -32,19 +36,22 @@ class Signals:
         self._on_signal = on_signal
         self._earlier: dict[int, Any] = {}
         self._count = 0
+        self._process = os.getpid()
 
     def install(self) -> bool:
-        """Put our handlers before those that are there; False outside the main thread, where Python allows none.
-
-        SIGINT keeps its default (KeyboardInterrupt) where nobody handles it: Ctrl-C is for people in a hurry.
-        """
+        """Put our handlers before those that are there; False outside the main thread, where Python allows none."""
         if threading.current_thread() is not threading.main_thread():
             logger.warning("ebbtide: not started in the main thread, so SIGTERM does not start a drain here")
             return False
+        self._process = os.getpid()
         for number in CHAINED:
             earlier = signal.getsignal(number)
-            if number == signal.SIGINT and earlier in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN):
+            name = signal.Signals(number).name
+            if earlier is None:
+                logger.warning("ebbtide: %s has a handler that is not Python's, so it does not start a drain", name)
                 continue
+            if number == signal.SIGINT and earlier is signal.SIG_IGN:
+                continue  # started in the background by a shell: Ctrl-C is meant for others
             self._earlier[number] = earlier
             signal.signal(number, self._handle)
         return True
@@ -54,8 +61,7 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             return
         for number, earlier in self._earlier.items():
-            # A handler set from C reads as None and cannot be put back.
-            if signal.getsignal(number) == self._handle and earlier is not None:
+            if signal.getsignal(number) == self._handle:
                 signal.signal(number, earlier)
         self._earlier.clear()
 
@@ -63,13 +69,36 @@ class Signals:
     def displaced(self) -> tuple[str, ...]:
         """Names of signals whose handlers somebody replaced after us: they do not reach us any more."""
         return tuple(
-            signal.Signals(number).name for number in self._earlier if signal.getsignal(number) != self._handle
+            signal.Signals(number).name for number in list(self._earlier) if signal.getsignal(number) != self._handle
         )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        earlier = self._earlier.get(number)
+        if os.getpid() != self._process:
+            self._act_as_before(number, frame, earlier)
+            return
         self._count += 1
         self._on_signal(signal.Signals(number).name, self._count)
-        earlier = self._earlier.get(number)
+        if number == signal.SIGINT and _is_pythons_own(earlier):
+            # Called now, it would tear the application down in the middle of its drain.
+            if self._count >= INSISTENT:
+                del self._earlier[number]
+                signal.signal(number, earlier)
+            return
         # The default action of SIGTERM would end the process at once: the drain does that, later.
-        if callable(earlier) and earlier is not signal.default_int_handler:
+        if callable(earlier):
             earlier(number, frame)
+
+    def _act_as_before(self, number: int, frame: FrameType | None, earlier: Any) -> None:
+        """Be what was there before: a forked child has no drain, and would not end at all."""
+        if callable(earlier):
+            earlier(number, frame)
+        elif earlier is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+def _is_pythons_own(handler: Any) -> bool:
+    """Say whether it is what Python or `asyncio.run` installs for SIGINT, and not the application's choice."""
+    function = getattr(handler, "func", handler)
+    return handler is signal.default_int_handler or isinstance(getattr(function, "__self__", None), asyncio.Runner)

@@ -178,6 +178,11 @@ class Histories(RuleBasedStateMachine):
         assert self.pod.cancels == int(self.pod.machine.forced)
 
     @invariant()
+    def the_parts_of_a_drain_follow_each_other(self) -> None:
+        machine = self.pod.machine
+        assert machine.intake_until <= machine.cancel_at <= machine.deadline_at
+
+    @invariant()
     def a_drain_that_can_move_has_a_deadline(self) -> None:
         if self.pod.state in DRAIN_STATES - {PodState.DRAINED}:
             at = next_deadline(self.pod.machine)

@@ -3,8 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebbtide import environment
+from ebbtide.machine import Durations
 from ebbtide.settings import Settings
 
+DEFAULT = Settings().durations
 VARIABLES = [
     name for name in vars(environment) if name.isupper() and str(vars(environment)[name]).startswith("EBBTIDE_")
 ]
@@ -12,9 +14,19 @@ VARIABLES = [
 
 def test_an_empty_environment_is_a_process_outside_kubernetes() -> None:
     settings = Settings.from_env({})
-    assert settings == Settings()
+    assert settings == Settings(durations=Durations(0.0, DEFAULT.drain_timeout_s, DEFAULT.cancel_grace_s))
     assert not settings.has_store
     assert settings.problems == ()
+
+
+def test_intake_stays_open_for_endpoints_only_where_there_are_endpoints() -> None:
+    assert Settings.from_env({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}).durations == DEFAULT
+    assert Settings.from_env({environment.QUIESCE: "3"}).durations.quiesce_s == 3
+
+
+def test_endpoints_without_a_pod_to_report_on_are_a_problem() -> None:
+    (problem,) = Settings.from_env({environment.ENDPOINTS: "https://ebbtide:443"}).problems
+    assert environment.POD_UID in problem
 
 
 @given(st.dictionaries(st.sampled_from([vars(environment)[name] for name in VARIABLES]), st.text(max_size=30)))

@@ -1,0 +1,61 @@
+"""Cancelling a crowd: each task once, in portions, in the thread of its loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from ebbtide.registry import Live, ManagedTask, Registry
+
+logger = logging.getLogger("ebbtide")
+
+CHUNK = 250
+"""Tasks cancelled in one turn of the loop: a hundred thousand at once would stop it for most of a second."""
+
+Portion = Sequence[tuple[Live, asyncio.Task[Any]]]
+
+
+def cancel_everywhere(registry: Registry, reason: str) -> None:
+    """Cancel everything in flight, from any thread; a loop that is blocked does it when it goes on."""
+    by_loop: defaultdict[asyncio.AbstractEventLoop, list[tuple[Live, asyncio.Task[Any]]]] = defaultdict(list)
+    for item, task in _tasks_of(registry.entries()):
+        by_loop[task.get_loop()].append((item, task))
+    for loop, portion in by_loop.items():
+        call_in(loop, partial(_cancel, registry, portion, reason))
+
+
+def cancel_here(registry: Registry, chosen: Sequence[Live], reason: str) -> None:
+    """Cancel entries of the loop that runs this thread."""
+    _cancel(registry, _tasks_of(chosen), reason)
+
+
+def call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    """Call a function in a loop's thread; a loop that is closed has nothing left to call it for."""
+    try:
+        loop.call_soon_threadsafe(function)
+    except RuntimeError:
+        logger.debug("ebbtide: the event loop is closed")
+
+
+def _tasks_of(entries: Sequence[Live]) -> Portion:
+    """Pair each task with one of its entries: a task with several blocks is still cancelled once."""
+    found: dict[asyncio.Task[Any], Live] = {}
+    for item in entries:
+        task = item if isinstance(item, ManagedTask) else item.task
+        if task is not None and not task.done():
+            found.setdefault(task, item)
+    return [(item, task) for task, item in found.items()]
+
+
+def _cancel(registry: Registry, portion: Portion, reason: str) -> None:
+    for item, task in portion[:CHUNK]:
+        # What ended while it waited for its turn may be a task that goes on without its block.
+        if item.number in registry.live and not task.done():
+            registry.mark_cancelled(item)
+            task.cancel(reason)
+    if len(portion) > CHUNK:
+        asyncio.get_running_loop().call_soon(_cancel, registry, portion[CHUNK:], reason)

@@ -1,0 +1,100 @@
+"""What the process says of itself: to the operator, to people, and to Prometheus. Reads only, from any thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+from uuid import uuid4
+
+from ebbtide.estimate import eta_s
+from ebbtide.exposition import Numbers
+from ebbtide.hooks import Hooks
+from ebbtide.machine import Machine
+from ebbtide.protocol import Report
+from ebbtide.registry import Registry
+
+
+class Views:
+    """Look at one process.
+
+    Args:
+        registry: Its work.
+        machine: Returns its state.
+        hooks: Whose last runs are shown.
+    """
+
+    def __init__(self, registry: Registry, machine: Callable[[], Machine], hooks: Sequence[Hooks]) -> None:
+        self._registry = registry
+        self._machine = machine
+        self._hooks = hooks
+        self._boot_id = uuid4().hex
+
+    def report(self, sequence: int, phase_revision: int) -> Report:
+        """Return what the operator is told."""
+        machine = self._machine()
+        return Report(
+            state=machine.state,
+            sequence=sequence,
+            boot_id=self._boot_id,
+            generation=machine.generation,
+            active=len(self._registry),
+            oldest_age_s=round(self._registry.oldest_age_s(), 3),
+            eta_s=self._eta_s(),
+            tally=self._registry.tally,
+            forced=machine.forced,
+            phase_revision=phase_revision,
+        )
+
+    def drain(self) -> Mapping[str, Any]:
+        """Return the drain as JSON: state, reason, tasks, times."""
+        machine, now = self._machine(), time.monotonic()
+        started = machine.drain_started_at
+        return {
+            "state": machine.state.value,
+            "reason": str(machine.reason) if machine.reason else None,
+            "active": len(self._registry),
+            "oldest_age_s": round(self._registry.oldest_age_s(), 3),
+            "eta_s": self._eta_s(),
+            "draining_for_s": None if started is None else round(now - started, 3),
+            "deadline_in_s": None if started is None else round(machine.deadline_at - now, 3),
+            "forced": machine.forced,
+            "tally": self._registry.tally,
+            "late_arrivals": self._registry.late_arrivals,
+            "hooks": [asdict(record) for hooks in self._hooks for record in hooks.records],
+        }
+
+    def tasks(self) -> Sequence[Mapping[str, Any]]:
+        """Return every unit of work in flight, in the order of admission."""
+        return [
+            {
+                "id": entry.number,
+                "name": entry.name,
+                "kind": entry.kind,
+                "scope": entry.scope,
+                "age_s": round(entry.age_s, 3),
+                "state": entry.state,
+                "meta": entry.meta,
+            }
+            for entry in self._registry.view()
+        ]
+
+    def numbers(self, store_connected: bool | None) -> Numbers:
+        """Return what the metrics are made of; `store_connected` is None where there is no store."""
+        machine = self._machine()
+        started = machine.drain_started_at
+        return Numbers(
+            state=machine.state,
+            active=len(self._registry),
+            oldest_age_s=self._registry.oldest_age_s(),
+            tally=self._registry.tally,
+            drain_age_s=None if started is None else time.monotonic() - started,
+            late_arrivals=self._registry.late_arrivals,
+            store_connected=store_connected,
+            hook_failures=sum(hooks.failures for hooks in self._hooks),
+        )
+
+    def _eta_s(self) -> float | None:
+        eta = eta_s(self._registry.entries())
+        return None if eta is None else round(eta, 3)
