@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Self
 
@@ -95,6 +95,20 @@ class Removal:
         return min(at for at in (self.told_to_drain_at, self.deleted_at, self.gone_at) if at is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """How many pods there were from one moment on, until the next one."""
+
+    after_s: float
+    pods: int
+    old: int
+    """Of the template before the scene, terminating ones included."""
+    serving: int
+    draining: int
+    """Told to drain by Ebbtide, not yet terminating."""
+    terminating: int
+
+
 class History:
     """The pods of one Deployment over time.
 
@@ -131,6 +145,25 @@ class History:
     def least_serving(self, start: float, end: float) -> int:
         """Return the smallest number of pods that served at once."""
         return min(sum(pod.serving for pod in pods.values()) for pods in self._within(start, end))
+
+    def timeline(self, start: float, end: float, before: str) -> tuple[Moment, ...]:
+        """Return every change of the numbers between two moments; `before` is the hash of the old template."""
+        moments: list[Moment] = []
+        first, last = bisect_right(self._times, start), bisect_right(self._times, end)
+        times = [start, *self._times[first:last]]
+        for at, pods in zip(times, self._within(start, end), strict=True):
+            seen = pods.values()
+            moment = Moment(
+                round(at - start, 3),
+                len(pods),
+                sum(pod.template == before for pod in seen),
+                sum(pod.serving for pod in seen),
+                sum(pod.draining_since is not None and not pod.terminating for pod in seen),
+                sum(pod.terminating for pod in seen),
+            )
+            if not moments or replace(moment, after_s=moments[-1].after_s) != moments[-1]:
+                moments.append(moment)
+        return tuple(moments)
 
     def reached_at(self, goal: Goal, start: float) -> float | None:
         """Return when a goal was first reached, not before `start`; None: never."""

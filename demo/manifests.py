@@ -98,12 +98,20 @@ def load(image: str) -> list[Manifest]:
     return [pod, service]
 
 
-def prometheus(image: str) -> list[Manifest]:
-    """Return the Prometheus and all that it needs."""
+def prometheus(image: str, python: str) -> list[Manifest]:
+    """Return the Prometheus and all that it needs.
+
+    Args:
+        image: Of Prometheus.
+        python: Any image with Python, for the discovery of pods.
+    """
     documents = load_documents(OWN / "prometheus.yaml")
     for document in documents:
         if document["kind"] == "Deployment":
-            document["spec"]["template"]["spec"]["containers"][0]["image"] = image
+            for container in document["spec"]["template"]["spec"]["containers"]:
+                container["image"] = {"prometheus": image, "discovery": python}[container["name"]]
+        if document["kind"] == "ConfigMap":
+            document["data"]["discovery.py"] = (ROOT / "demo" / "discovery.py").read_text()
     return documents
 
 

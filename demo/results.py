@@ -10,7 +10,7 @@ from examples.orders.orders.accounts import Fate, OrderRecord, count_fates, in_f
 from examples.orders.orders.marks import Mark, MarkKind
 
 from .audit import Write, WriteCount, count_writes, pod_deletions
-from .history import Goal, History, PodEvent, Removal, drain_orders
+from .history import Goal, History, Moment, PodEvent, Removal, drain_orders
 from .measures import interrupted_for_nothing, percentile, signal_latencies
 
 
@@ -79,6 +79,7 @@ class Row:
     """Of those, the ones to the pods themselves."""
     held_requests: int | None
     removals: tuple[Removal, ...] = field(default=(), repr=False)
+    timeline: tuple[Moment, ...] = field(default=(), repr=False)
 
     @property
     def kept(self) -> bool:
@@ -135,6 +136,7 @@ def measure(recording: Recording, course: Course, now: float, namespace: str, op
         own_pod_writes_per_pod=_per(gone, writes.to_pods_by_ebbtide if writes else None),
         held_requests=writes.held if writes is not None else None,
         removals=removals,
+        timeline=history.timeline(course.began_at, recording.ended_at, course.before),
     )
 
 

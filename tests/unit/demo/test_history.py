@@ -85,6 +85,18 @@ def test_projection_reads_what_the_api_server_sends() -> None:
     assert not seen.serving
 
 
+def test_the_timeline_has_a_moment_for_each_change_of_a_number() -> None:
+    moments = History("orders", ROLLOUT).timeline(11.0, 13.5, "old")
+    assert [(moment.pods, moment.old, moment.serving, moment.draining, moment.terminating) for moment in moments] == [
+        (3, 2, 3, 0, 0),
+        (3, 2, 2, 0, 1),
+        (4, 2, 2, 0, 1),
+        (4, 2, 3, 0, 1),
+        (4, 2, 2, 1, 1),
+        (3, 1, 2, 1, 0),
+    ]
+
+
 pods = st.builds(
     Pod,
     name=st.sampled_from("abcde"),

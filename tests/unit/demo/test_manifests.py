@@ -58,11 +58,15 @@ def test_each_service_selects_its_own_pods() -> None:
 
 
 def test_every_image_is_filled_in() -> None:
-    documents = [*load("registry/x:1"), *prometheus("registry/x:1"), *orders(SUBJECTS[0], 1, "registry/x:1")]
+    documents = [
+        *load("registry/x:1"),
+        *prometheus("registry/x:1", "registry/x:1"),
+        *orders(SUBJECTS[0], 1, "registry/x:1"),
+    ]
     images = [
         container["image"]
         for document in documents
         for spec in [document.get("spec", {})]
         for container in spec.get("template", {}).get("spec", spec).get("containers", [])
     ]
-    assert images == ["registry/x:1"] * 3
+    assert images == ["registry/x:1"] * 4
