@@ -133,7 +133,13 @@ def pods() -> list[Any]:
             "from getting drained: let tasks requeue their children instead.",
             [(per_minute("namespace", "ebbtide_late_arrivals_total", PODS), "{{namespace}}")],
             unit="cpm",
-            width=24,
+        ),
+        panels.graph(
+            "Failed hooks",
+            "Drain and exit hooks of the application that failed or took too long. Normal: 0. The pod drains all the "
+            "same; its log has the hook's name and error.",
+            [(per_minute("namespace", "ebbtide_hook_failures_total", PODS), "{{namespace}}")],
+            unit="cpm",
         ),
     ]
 

@@ -69,6 +69,7 @@ CASES: dict[str, tuple[list[Any], list[Any]]] = {
     "etcd.persistence.storageClass": (["fast"], ["Fast"]),
     "etcd.persistence.size": (["10Gi"], ["10GB", ""]),
     "etcd.persistence.deleteOnUninstall": ([True], ["yes"]),
+    "etcd.logLevel": (["info"], ["INFO", "warning"]),
     "etcd.quotaBytes": ([2147483648], [1024, "512Mi", 2**40]),
     "etcd.compactionRetention": (["1h"], ["1", 1]),
     "etcd.resources.requests": ([{"cpu": 1}], [{"cpu": []}]),
