@@ -277,12 +277,12 @@ class App:
     def _record_changed(self, namespace: str, uid: str | None, workload: str | None) -> None:
         if uid is not None:
             key = self._workload_of(namespace, uid)
-            order = self._state.order(namespace, uid)
-            if key is None and order is not None:
-                workload = order.workload
-            elif key is not None:
+            if key is not None:
                 self._wake(key)
                 return
+            # The pod is gone; its order says whose it was.
+            order = self._state.order(namespace, uid)
+            workload = None if order is None else order.workload
         kind, _, name = (workload or "").partition("/")
         if name:
             self._wake(WorkloadKey(namespace, kind, name))
@@ -323,7 +323,8 @@ class App:
         report = self._state.report(pod.namespace, pod.uid)
         lost_since = self._state.unhealthy_since
         draining = 0
-        if workload is not None:
+        # Only the refusal of a pod that waits names the number: most answers need not count.
+        if workload is not None and pod.draining_since is None:
             own = (one for view in workload.sets for one in self._pods.of(view.uid))
             draining = sum(one.draining_since is not None and not one.terminating for one in own)
         return HoldContext(
