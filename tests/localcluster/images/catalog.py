@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,15 +79,6 @@ def chart_image(values: str) -> str:
 
 def _etcd_module() -> binaries.Module:
     return next(module for module in binaries.MODULES if module.name == "etcd")
-
-
-def etcd_version() -> str:
-    """Return the version of etcd that is compiled, as in `v3.6.16`."""
-    go_mod = (_etcd_module().source / "go.mod").read_text()
-    found = re.search(r"^\s*go\.etcd\.io/etcd/server/v3 (\S+)$", go_mod, re.MULTILINE)
-    if found is None:
-        raise ClusterError("the go.mod of etcd requires no go.etcd.io/etcd/server/v3; add it")
-    return found[1]
 
 
 def _fill_etcd(context: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ebbtide import environment
 from ebbtide.protocol import DrainRecord, Order, Outcome, Phase, Report
 
 
@@ -25,9 +26,9 @@ class Policy:
     """What a user asked for, defaults filled in."""
 
     mode: Mode = Mode.OFF
-    drain_timeout_s: float = 60.0
-    cancel_grace_s: float = 10.0
-    quiesce_s: float = 5.0
+    drain_timeout_s: float = environment.DEFAULT_DRAIN_TIMEOUT_S
+    cancel_grace_s: float = environment.DEFAULT_CANCEL_GRACE_S
+    quiesce_s: float = environment.DEFAULT_QUIESCE_S
     max_draining: int | str | None = None
     """A count, a percentage of the replicas (`25%`), or None: what one rolling step may remove."""
     container: str | None = None
