@@ -42,31 +42,51 @@ def force_down(installation: Installation, resource: str, component: str) -> Non
     eventually(f"no {component} is left", lambda: not installation.items("pods", "-n", NAMESPACE, "-l", selector))
 
 
+def begin_rollout(worker: Deployment) -> set[str]:
+    """Start a rollout of pods that work, wait until one of them drains, and return the names of the old ones."""
+    old = worker.names()
+    worker.change("2")
+    eventually("a pod drains", worker.draining)
+    return old
+
+
+def make_busy(worker: Deployment, replicas: int, *, task_s: str, drain_timeout: str) -> None:
+    """Run pods with one task each, which outlasts the beginning of a rollout."""
+    short = {"ebbtide.dev/drain-timeout": drain_timeout, "ebbtide.dev/cancel-grace": "5s"}
+    worker.apply(replicas, annotations=MANAGED | short)
+    worker.wait_ready(replicas)
+    worker.follow()
+    for pod in worker.names():
+        worker.give(pod, "long", task_s)
+
+
+def wait_gone(worker: Deployment, old: set[str], *, within_s: float = 180) -> None:
+    """Wait until the old pods are gone."""
+    eventually("the rollout completes", lambda: not old & worker.names(), within_s=within_s)
+
+
+def assert_all_finished(worker: Deployment, task: str) -> None:
+    """Check that each pod that was followed finished its task before it went."""
+    for log in worker.logs.values():
+        log.end()
+        assert log.said("finished") == {task}
+
+
 def test_killed_operators_go_on_from_what_they_find(worker: Deployment) -> None:
     worker.apply(4, tasks=1, seconds="12")
     worker.wait_ready(4)
     worker.follow()
-    old = worker.names()
-    worker.change("2")
-    eventually("a pod drains", worker.draining)
+    old = begin_rollout(worker)
     assert kill_containers(worker.installation, "operator") == 2
-    eventually("the rollout completes", lambda: not old & worker.names(), within_s=180)
-    for log in worker.logs.values():
-        log.end()
-        assert log.said("finished") == {"first0"}
+    wait_gone(worker, old)
+    assert_all_finished(worker, "first0")
     eventually("two operators serve", worker.installation.ready, within_s=90)
 
 
 @pytest.mark.usefixtures("mended")
 def test_without_operators_every_pod_ends_by_its_own_deadline(worker: Deployment) -> None:
-    worker.apply(4, annotations=MANAGED | {"ebbtide.dev/drain-timeout": "20s", "ebbtide.dev/cancel-grace": "5s"})
-    worker.wait_ready(4)
-    worker.follow()
-    old = worker.names()
-    for pod in old:
-        worker.give(pod, "long", "15")
-    worker.change("2")
-    eventually("a pod drains", worker.draining)
+    make_busy(worker, 4, task_s="15", drain_timeout="20s")
+    old = begin_rollout(worker)
     deadlines = {
         pod["metadata"]["name"]: seconds_of(until)
         for pod in worker.pods()
@@ -85,40 +105,26 @@ def test_without_operators_every_pod_ends_by_its_own_deadline(worker: Deployment
     for pod, deadline in deadlines.items():
         print(f"{pod}: deletion accepted {ended[pod] - deadline:+.2f} s from its deadline")
         assert ended[pod] <= deadline + 1.0
-    for log in worker.logs.values():
-        log.end()
-        assert log.said("finished") == {"long"}
+    assert_all_finished(worker, "long")
 
 
 @pytest.mark.usefixtures("mended")
 def test_without_etcd_the_rollout_completes_and_tasks_finish_by_the_floor(worker: Deployment) -> None:
-    worker.apply(4, annotations=MANAGED | {"ebbtide.dev/drain-timeout": "30s", "ebbtide.dev/cancel-grace": "5s"})
-    worker.wait_ready(4)
-    worker.follow()
-    old = worker.names()
-    for pod in old:
-        worker.give(pod, "long", "15")
-    worker.change("2")
-    eventually("a pod drains", worker.draining)
+    make_busy(worker, 4, task_s="15", drain_timeout="30s")
+    old = begin_rollout(worker)
     force_down(worker.installation, f"statefulset/{RELEASE}-etcd", "etcd")
-    eventually("the rollout completes", lambda: not old & worker.names(), within_s=180)
-    for log in worker.logs.values():
-        log.end()
-        assert log.said("finished") == {"long"}
+    wait_gone(worker, old)
+    assert_all_finished(worker, "long")
 
 
 def test_a_killed_etcd_comes_back_and_the_rollout_goes_on(worker: Deployment) -> None:
     worker.apply(3, tasks=1, seconds="10")
     worker.wait_ready(3)
     worker.follow()
-    old = worker.names()
-    worker.change("2")
-    eventually("a pod drains", worker.draining)
+    old = begin_rollout(worker)
     assert kill_containers(worker.installation, "etcd") == 1
-    eventually("the rollout completes", lambda: not old & worker.names(), within_s=180)
-    for log in worker.logs.values():
-        log.end()
-        assert log.said("finished") == {"first0"}
+    wait_gone(worker, old)
+    assert_all_finished(worker, "first0")
     eventually("two operators serve", worker.installation.ready, within_s=90)
 
 
@@ -134,19 +140,11 @@ def test_deleting_a_namespace_in_mid_drain_is_not_blocked(installation: Installa
 
 def test_uninstalling_in_mid_drain_is_not_blocked(worker: Deployment) -> None:
     installation = worker.installation
-    worker.apply(3, annotations=MANAGED | {"ebbtide.dev/drain-timeout": "20s", "ebbtide.dev/cancel-grace": "5s"})
-    worker.wait_ready(3)
-    worker.follow()
-    old = worker.names()
-    for pod in old:
-        worker.give(pod, "long", "10")
-    worker.change("2")
-    eventually("a pod drains", worker.draining)
+    make_busy(worker, 3, task_s="10", drain_timeout="20s")
+    old = begin_rollout(worker)
     try:
         installation.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", timeout_s=120)
-        eventually("the rollout completes", lambda: not old & worker.names(), within_s=120)
-        for log in worker.logs.values():
-            log.end()
-            assert log.said("finished") == {"long"}
+        wait_gone(worker, old, within_s=120)
+        assert_all_finished(worker, "long")
     finally:
         install(installation.cluster)
