@@ -9,6 +9,7 @@ class Proxy:
     """Forward to one port.
 
     Set `silent` to True: bytes from the server are swallowed and connections stay up, as behind a firewall that forgot.
+    A connection that lost bytes so stays mute after `silent` is taken back; a new one is not.
     """
 
     def __init__(self, port: int) -> None:
@@ -59,7 +60,7 @@ class Proxy:
             thread.start()
 
     def _pump(self, client: socket.socket, server: socket.socket, cut_after: int | None) -> None:
-        carried = 0
+        carried, lossy = 0, False
         with selectors.DefaultSelector() as selector:
             selector.register(client, selectors.EVENT_READ, server)
             selector.register(server, selectors.EVENT_READ, client)
@@ -71,7 +72,9 @@ class Proxy:
                         if not data:
                             return
                         if key.fileobj is server:
-                            if self.silent:
+                            # A stream has no holes: what lost bytes once carries none again, until it is cut.
+                            lossy = lossy or self.silent
+                            if lossy:
                                 continue
                             carried += len(data)
                         key.data.sendall(data)
