@@ -131,6 +131,7 @@ class Runtime:
             if self._agent is not None:
                 last.push_async_callback(_in_daemon_thread, self._say_goodbye)
             last.push_async_callback(self._exit_hooks.run)
+            last.push_async_callback(self._drain_hooks_ended)
             await self._leave(crashed=crashed, why="" if error is None else repr(error))
 
     def scope(self, name: str, *, timeout_s: float | None = None) -> Scope:
@@ -320,6 +321,10 @@ class Runtime:
         running = asyncio.get_running_loop().create_task(self._drain_hooks.run(), name="ebbtide-drain-hooks")
         self._running_hooks.add(running)
         running.add_done_callback(self._running_hooks.discard)
+
+    async def _drain_hooks_ended(self) -> None:
+        if self._running_hooks:
+            await asyncio.wait(self._running_hooks)
 
 
 async def _in_daemon_thread(function: Callable[[], object]) -> None:

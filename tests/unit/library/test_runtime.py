@@ -1,29 +1,15 @@
 import asyncio
 import logging
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable
+import threading
+import time
 from typing import Any
 
 import pytest
 
 import ebbtide
-from ebbtide.machine import Durations
+from ebbtide.machine import Event
 from ebbtide.protocol import PodState
-
-
-def a_runtime(**durations: float) -> ebbtide.Runtime:
-    spend = Durations(**{"quiesce_s": 0.0, "drain_timeout_s": 30.0, "cancel_grace_s": 5.0} | durations)
-    return ebbtide.Runtime(ebbtide.Settings(admin_port=0, durations=spend), watchdog=False)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 (the machine has a thread of its own and tells nobody)
-            await asyncio.sleep(0.002)
+from tests.unit.library.runtimes import a_runtime, until
 
 
 async def test_a_drain_waits_for_tasks_and_refuses_new_ones() -> None:
@@ -54,28 +40,6 @@ async def test_intake_stays_open_while_endpoints_propagate() -> None:
         await scope.spawn(asyncio.sleep(0))
         runtime.undrain()
         await until(lambda: runtime.ready)
-
-
-async def test_live_work_may_still_start_what_it_needs() -> None:
-    async with a_runtime() as runtime:
-        scope = runtime.scope("orders")
-        draining = asyncio.Event()
-
-        async def parent() -> str:
-            await draining.wait()
-            return await scope.spawn(child())
-
-        async def child() -> str:
-            with scope.track("grandchild"):
-                return "done"
-
-        task = scope.spawn(parent())
-        await asyncio.sleep(0)
-        runtime.drain("test", leave=False)
-        await until(lambda: not runtime.intake_open)
-        draining.set()
-        assert await task == "done"
-        assert runtime.drain_view()["late_arrivals"] == 2
 
 
 async def test_an_undrained_process_serves_again() -> None:
@@ -152,80 +116,6 @@ async def test_a_blocked_loop_still_loses_its_readiness_and_is_counted() -> None
         assert runtime.drain_view()["tally"]["abandoned"] == 1
 
 
-async def test_a_crash_is_logged_once_with_its_metadata_and_harms_no_neighbour(caplog: Any) -> None:
-    async def crash() -> None:
-        raise ValueError("boom")
-
-    async with a_runtime() as runtime:
-        scope = runtime.scope("orders")
-        with caplog.at_level(logging.ERROR):
-            neighbour = scope.spawn(asyncio.sleep(0.02, "fine"))
-            task = scope.spawn(crash(), name="order-7", meta={"customer": 3})
-            await asyncio.wait({task})
-            assert await neighbour == "fine"
-        del task
-        assert [record.getMessage() for record in caplog.records] == [
-            "ebbtide: task order-7 of orders crashed: {'customer': 3}"
-        ]
-        assert runtime.drain_view()["tally"] == {"failed": 1, "finished": 1}
-
-
-async def test_the_tightest_time_limit_counts_and_is_told_from_a_failure() -> None:
-    async def own_timeout() -> None:
-        raise TimeoutError("of its own")
-
-    async with a_runtime() as runtime:
-        outer = runtime.scope("orders", timeout_s=0.02)
-        inner = outer.scope("retry", timeout_s=3600)
-        with pytest.raises(TimeoutError):
-            await inner.spawn(asyncio.sleep(60), timeout_s=600)
-        with pytest.raises(TimeoutError, match="of its own"):
-            await inner.spawn(own_timeout())
-        assert runtime.drain_view()["tally"] == {"timed_out": 1, "failed": 1}
-
-
-async def test_cancelling_a_scope_cancels_what_is_inside_it_and_nothing_else() -> None:
-    async with a_runtime() as runtime:
-        orders, mail = runtime.scope("orders"), runtime.scope("mail")
-        inner = orders.scope("retry")
-        hit = [orders.spawn(asyncio.sleep(60)), inner.spawn(asyncio.sleep(60))]
-        spared = mail.spawn(asyncio.sleep(0.05))
-        assert orders.cancel("test") == 2
-        await asyncio.wait(hit)
-        assert all(task.cancelled() for task in hit)
-        await spared
-
-
-async def test_thousands_of_tasks_are_cancelled_in_portions() -> None:
-    async with a_runtime() as runtime:
-        scope = runtime.scope("orders")
-        tasks = [scope.spawn(asyncio.sleep(3600)) for _ in range(2000)]
-        scope.cancel("test")
-        await asyncio.wait(tasks)
-        assert runtime.tasks_left == 0
-
-
-async def test_a_task_cancelled_before_its_first_step_is_counted_and_warns_of_nothing() -> None:
-    async with a_runtime() as runtime:
-        task = runtime.scope("orders").spawn(asyncio.sleep(60))
-        task.cancel()
-        await asyncio.wait({task})
-        assert runtime.drain_view()["tally"] == {"cancelled": 1}
-        assert runtime.tasks_left == 0
-
-
-async def test_work_in_threads_counts_as_work() -> None:
-    async with a_runtime() as runtime:
-        scope = runtime.scope("reports")
-
-        def work() -> int:
-            with scope.track("report"):
-                return runtime.tasks_left
-
-        assert await asyncio.to_thread(work) == 1
-        assert runtime.tasks_left == 0
-
-
 async def test_exit_hooks_run_in_reverse_and_a_failing_one_stops_none(caplog: Any) -> None:
     ran: list[str] = []
 
@@ -257,67 +147,170 @@ async def test_work_can_wait_for_the_drain_to_begin() -> None:
         assert began == [True]
 
 
-async def test_tasks_are_shown_with_scope_and_metadata() -> None:
+async def test_a_drain_is_under_way_when_the_call_returns() -> None:
+    async with a_runtime() as runtime:
+        scope = runtime.scope("orders")
+        runtime.drain("test", leave=False)
+        assert runtime.draining
+        with pytest.raises(ebbtide.Refused):
+            scope.spawn(asyncio.sleep(0))
+        runtime.undrain()
+        assert runtime.ready
+        await scope.spawn(asyncio.sleep(0))
+
+
+async def test_a_cancel_reaches_a_loop_that_was_blocked_when_it_was_due() -> None:
+    async with a_runtime(drain_timeout_s=0.02, cancel_grace_s=30.0) as runtime:
+        scope = runtime.scope("orders")
+        sleeper = scope.spawn(asyncio.sleep(3600))
+
+        def block() -> None:
+            deadline = time.monotonic() + 10
+            while runtime.state is not PodState.CANCELLING:
+                assert time.monotonic() < deadline
+
+        runtime.drain("test")
+        block()
+        await asyncio.wait({sleeper})
+        assert sleeper.cancelled()
+        await runtime.wait_exit()
+        assert runtime.drain_view()["tally"] == {"cancelled": 1}
+
+
+async def test_drain_hooks_may_be_coroutines_and_run_in_reverse_each_time() -> None:
+    ran: list[str] = []
+
+    async def pool() -> None:
+        await asyncio.sleep(0)
+        ran.append("pool")
+
+    async with a_runtime() as runtime:
+        runtime.on_drain(pool)
+        runtime.on_drain(lambda: ran.append("queue"))
+        for times in (1, 2):
+            runtime.drain("test", leave=False)
+            expected = 2 * times
+            await until(lambda: len(ran) == expected)  # noqa: B023 (waited for in this round)
+            runtime.undrain()
+    assert ran == ["queue", "pool"] * 3, "the end of the runtime is a drain too, and waits for its hooks"
+
+
+async def test_a_hook_that_takes_too_long_is_left_behind_and_recorded(monkeypatch: Any) -> None:
+    ran: list[str] = []
+    go_on = asyncio.Event()
+
+    async def stubborn() -> None:
+        while not go_on.is_set():
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                ran.append("cancelled")
+
+    async with a_runtime() as runtime:
+        monkeypatch.setattr(runtime._exit_hooks, "_limit_s", 0.02)
+        runtime.on_exit(lambda: ran.append("last"))
+        runtime.on_exit(stubborn)
+    assert runtime.drain_view()["hooks"][0]["error"] == "took longer than 0.02 s"
+    assert runtime.sample().hook_failures == 1
+    go_on.set()
+    await until(lambda: len(ran) == 2)
+    assert ran == ["last", "cancelled"]
+
+
+async def test_leaving_the_runtime_waits_for_what_is_in_flight() -> None:
+    async with a_runtime() as runtime:
+        task = runtime.scope("orders").spawn(asyncio.sleep(0.05, "done"))
+    assert task.result() == "done"
+
+
+async def test_an_application_that_crashed_cancels_its_tasks_at_once() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with a_runtime() as runtime:
+            task = runtime.scope("orders").spawn(asyncio.sleep(3600))
+            raise ZeroDivisionError
+    assert task.cancelled()
+    assert "ZeroDivisionError" in runtime.drain_view()["reason"]
+
+
+async def test_an_application_that_was_cancelled_lets_its_tasks_finish_and_a_second_cancel_does_not() -> None:
+    tasks: list[asyncio.Task[None]] = []
+    entered = asyncio.Event()
+
+    async def application(seconds: float) -> None:
+        async with a_runtime() as runtime:
+            tasks.append(runtime.scope("orders").spawn(asyncio.sleep(seconds)))
+            entered.set()
+            await runtime.wait_exit()
+
+    patient = asyncio.create_task(application(0.05))
+    await entered.wait()
+    patient.cancel()
+    await asyncio.wait({patient})
+    assert patient.cancelled()
+    assert not tasks[0].cancelled()
+
+    entered.clear()
+    hurried = asyncio.create_task(application(3600))
+    await entered.wait()
+    hurried.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    hurried.cancel()
+    await asyncio.wait({hurried})
+    assert tasks[1].cancelled()
+
+
+async def test_the_end_does_not_wait_for_the_executor_of_the_application() -> None:
+    release = threading.Event()
+    loop = asyncio.get_running_loop()
+    async with a_runtime():
+        stuck = [loop.run_in_executor(None, release.wait) for _ in range(64)]
+    assert not any(job.done() for job in stuck)
+    release.set()
+    await asyncio.gather(*stuck)
+
+
+async def test_the_last_end_is_seen_without_polling() -> None:
     async with a_runtime() as runtime:
         scope = runtime.scope("orders")
         go_on = asyncio.Event()
-        task = scope.spawn(go_on.wait(), name="order-1", meta={"customer": 3})
-        (shown,) = runtime.tasks()
-        assert (shown["name"], shown["scope"], shown["meta"]) == ("order-1", "orders", {"customer": 3})
+        tasks = [scope.spawn(go_on.wait()) for _ in range(50)]
+        runtime.drain("test", leave=False)
+        steps: list[object] = []
+        post = runtime._conductor.post
+
+        def noted(event: Event) -> None:
+            steps.append(event)
+            post(event)
+
+        runtime._conductor.post = noted  # type: ignore[method-assign]
         go_on.set()
-        await task
+        await asyncio.wait(tasks)
+        await until(lambda: runtime.state is PodState.DRAINED)
+        assert len(steps) == 1
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
-async def test_eager_tasks_leave_no_entry_behind() -> None:
-    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
+async def test_a_displaced_signal_handler_is_told_of_once(caplog: Any, monkeypatch: Any) -> None:
     async with a_runtime() as runtime:
-        scope = runtime.scope("orders")
-        for _ in range(10):
-            await scope.spawn(asyncio.sleep(0, "done"))
-        assert runtime.tasks_left == 0
-        assert runtime.drain_view()["tally"] == {"finished": 10}
+        monkeypatch.setattr(type(runtime._signals), "displaced", ("SIGTERM",))
+        with caplog.at_level(logging.WARNING, "ebbtide"):
+            runtime._patrol()
+            runtime._patrol()
+    assert sum("SIGTERM" in record.getMessage() for record in caplog.records) == 1
 
 
-SERVICE = textwrap.dedent("""
-    import asyncio, os, sys, ebbtide
-    from ebbtide.machine import Durations
-    async def work(seconds):
-        await asyncio.sleep(seconds)
-        print("finished", flush=True)
-    async def main():
-        durations = Durations(0.0, 30.0, float(sys.argv[2]))
-        settings = ebbtide.Settings(admin_port=0, durations=durations)
-        async with ebbtide.Runtime(settings) as runtime:
-            runtime.on_drain(lambda: print("draining", flush=True))
-            runtime.scope("work").spawn(work(float(sys.argv[1])))
-            print("serving", flush=True)
-            await runtime.wait_exit()
-        print("bye", flush=True)
-    asyncio.run(main())
-""")
+async def test_certificates_that_cannot_be_read_keep_no_application_from_starting(caplog: Any) -> None:
+    settings = ebbtide.Settings(
+        admin_port=0, endpoints=("https://ebbtide:443",), pod_uid="u", pod_namespace="n", ca="no certificate"
+    )
+    with caplog.at_level(logging.ERROR, "ebbtide"):
+        async with ebbtide.Runtime(settings, watchdog=False) as runtime:
+            assert runtime.ready
+    assert "EBBTIDE_CA" in caplog.text
 
 
-def a_service(seconds: float, cancel_grace_s: float = 5.0) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", SERVICE, str(seconds), str(cancel_grace_s)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "serving\n"
-    return process
-
-
-def test_sigterm_lets_tasks_finish_and_the_process_exits() -> None:
-    with a_service(0.5) as process:
-        os.kill(process.pid, signal.SIGTERM)
-        assert process.communicate(timeout=20)[0] == "draining\nfinished\nbye\n"
-        assert process.returncode == 0
-
-
-def test_a_second_sigterm_cancels_at_once() -> None:
-    with a_service(60) as process:
-        assert process.stdout is not None
-        os.kill(process.pid, signal.SIGTERM)
-        # Two that come together are one to the kernel: the second waits until the first was understood.
-        assert process.stdout.readline() == "draining\n"
-        os.kill(process.pid, signal.SIGTERM)
-        assert process.communicate(timeout=20)[0] == "bye\n"
+async def test_a_runtime_runs_once() -> None:
+    async with a_runtime() as runtime:
+        pass
+    with pytest.raises(ebbtide.NotRunning):
+        await runtime.__aenter__()

@@ -1,0 +1,101 @@
+"""The registry under threads, where a mistake would let a task slip through the drain."""
+
+import threading
+
+from ebbtide.errors import Refused
+from ebbtide.registry import Registry
+from ebbtide.scope import Scope
+
+
+def in_threads(count: int, work: object) -> None:
+    threads = [threading.Thread(target=work) for _ in range(count)]  # type: ignore[arg-type]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+
+def test_every_end_is_counted_however_many_threads_count() -> None:
+    registry = Registry(lambda: None)
+    scope = Scope(registry, "reports", None)
+
+    def work() -> None:
+        for _ in range(3000):
+            with scope.track():
+                pass
+
+    in_threads(4, work)
+    assert registry.tally == {"finished": 12000}
+    assert len(registry) == 0
+
+
+def test_nothing_is_admitted_after_a_count_of_zero_behind_a_closed_intake() -> None:
+    for _ in range(200):
+        registry = Registry(lambda: None)
+        scope = Scope(registry, "reports", None)
+        drained = threading.Event()
+        slipped: list[str] = []
+        begun = threading.Barrier(4)
+
+        def work(registry: Registry = registry, scope: Scope = scope, drained: threading.Event = drained) -> None:
+            begun.wait(10)  # noqa: B023 (of this round, which all threads end in)
+            while True:
+                try:
+                    with scope.track():
+                        if drained.is_set():
+                            slipped.append("in")  # noqa: B023
+                except Refused:
+                    return
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        begun.wait(10)
+        registry.intake_open = False
+        # A refusal passes through the registry: zero may come late, but is final.
+        while len(registry):
+            pass
+        drained.set()
+        for thread in threads:
+            thread.join(10)
+        assert not slipped
+
+
+def test_the_end_of_the_last_entry_is_told_of_whoever_it_is() -> None:
+    told = threading.Event()
+    registry = Registry(told.set)
+    scope = Scope(registry, "reports", None)
+    with scope.track():
+        registry.intake_open = False
+        assert not told.is_set()
+    assert told.is_set()
+
+
+def test_what_is_looked_at_may_change_meanwhile() -> None:
+    registry = Registry(lambda: None)
+    scope = Scope(registry, "reports", None)
+    stop = threading.Event()
+    problems: list[BaseException] = []
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            with scope.track(), scope.track():
+                pass
+
+    def look() -> None:
+        try:
+            for _ in range(2000):
+                registry.oldest_age_s()
+                registry.view()
+                dict(registry.tally)
+        except BaseException as error:  # noqa: BLE001 (told below)
+            problems.append(error)
+        stop.set()
+
+    workers = [threading.Thread(target=come_and_go) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    look()
+    for worker in workers:
+        worker.join(10)
+    assert not problems
