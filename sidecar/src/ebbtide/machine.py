@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from ebbtide.protocol import Desired, Order, PodState
+from ebbtide.protocol import DRAIN_STATES, Desired, Order, PodState
 
 COLLECT_S = 1.0
 """Seconds before its own deadline at which a drained pod that nobody collected exits by itself.
@@ -24,8 +24,6 @@ COLLECT_S = 1.0
 Where the operator lives, it releases a drained pod within milliseconds. Where it does not, the exit of the container is
 what wakes the ReplicaSet controller, and the kubelet takes up to a second to tell of it.
 """
-
-DRAIN_STATES = frozenset({PodState.QUIESCING, PodState.DRAINING, PodState.CANCELLING, PodState.DRAINED})
 
 
 class Source(StrEnum):

@@ -36,6 +36,10 @@ class PodState(StrEnum):
     EXITING = "Exiting"
 
 
+DRAIN_STATES = frozenset({PodState.QUIESCING, PodState.DRAINING, PodState.CANCELLING, PodState.DRAINED})
+"""Where a drain has begun and can still be seen: the last step has no way back."""
+
+
 class RolloutPhase(StrEnum):
     """What a workload is going through, as its own spec and status say."""
 

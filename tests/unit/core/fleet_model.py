@@ -100,10 +100,11 @@ class World:
 
     def snapshot(self) -> Snapshot:
         sets = tuple(replace(one, observed_replicas=len(self.active(one.uid))) for one in self.sets.values())
+        # The pod watch selects by the label; pods without it are looked for only where some should have it.
         newest = max((one.revision for one in sets), default="")
         return Snapshot(
             workload=a_workload(sets, revision=newest, policy=self.policy),
-            pods=tuple(self.pods.values()),
+            pods=tuple(pod for pod in self.pods.values() if pod.label or self.policy.mode is not Mode.OFF),
             orders=dict(self.orders),
             reports=dict(self.reports),
             requested=frozenset(self.requested),
@@ -196,10 +197,19 @@ class World:
             # The controller's own order: readiness, then deletion cost.
             pods.sort(key=lambda pod: (pod.ready, pod.deletion_cost or 0, -pod.created_at, pod.name))
             for pod in pods[: max(0, len(pods) - one.replicas)]:
-                if pod.released is not None:
+                if pod.released is not None or pod.label != "true" or self.policy.mode is not Mode.MANAGED:
                     self.remove(pod.uid)
                 else:
                     self.requested.add(pod.uid)
+
+    def lose_store(self) -> None:
+        """Make the store anew, empty. Its pods notice: they forget generations, as the library does, and go on."""
+        self.orders.clear()
+        self.reports.clear()
+        self.requested.clear()
+        self.phase, self.phase_revision = None, 0
+        for process in self.processes.values():
+            process.generation = 0
 
     def remove(self, uid: str) -> None:
         """End a pod at once; its last report stays behind, without its lease."""

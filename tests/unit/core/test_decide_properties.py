@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -9,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ebbtide.protocol import Desired
 from ebbtide_operator.core.decide import SLACK_S
 from ebbtide_operator.core.fleet import survey
-from ebbtide_operator.core.model import Plan, SendOrder
+from ebbtide_operator.core.model import Mode, Plan, SendOrder
 from tests.unit.core.fleet_model import World
 
 picks = st.integers(0, 99)
@@ -73,6 +76,14 @@ class Fleet(RuleBasedStateMachine):
     @rule(up=st.booleans())
     def store(self, up: bool) -> None:
         self.world.store_ok = up
+
+    @rule()
+    def store_is_made_anew(self) -> None:
+        self.world.lose_store()
+
+    @rule(mode=st.sampled_from(Mode))
+    def opt(self, mode: Mode) -> None:
+        self.world.policy = replace(self.world.policy, mode=mode)
 
     @rule()
     def reconcile(self) -> None:
@@ -154,3 +165,74 @@ TestFleet = Fleet.TestCase
 TestFleet.settings = settings(
     max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def _two_of_three_drain() -> World:
+    world = World()
+    world.add_set("old", 3, "1")
+    for process in world.processes.values():
+        process.tasks = 2
+    world.live()
+    world.resize("rs-old", 1)
+    for _ in range(4):
+        world.apply(world.plan())
+        world.live()
+    assert sum(process.order is not None for process in world.processes.values()) == 2
+    return world
+
+
+def _plan_again_and_again(world: World) -> None:
+    """Let the operator work while no pod gets to read anything."""
+    for _ in range(4):
+        world.apply(world.plan())
+
+
+@pytest.mark.parametrize("most", range(8))
+@pytest.mark.parametrize("mode", [Mode.OFF, Mode.FLOOR])
+def test_opting_out_returns_every_pod_to_service_wherever_it_is_cut_short(mode: Mode, most: int) -> None:
+    world = _two_of_three_drain()
+    world.policy = replace(world.policy, mode=mode)
+    world.apply(world.plan(), most)
+    _plan_again_and_again(world)
+    world.live()
+    world.resize("rs-old", 3)
+    world.settle()
+    assert [process.order for process in world.processes.values()] == [None] * 3
+    assert not any(pod.original_cost is not None or pod.draining_since for pod in world.pods.values())
+
+
+@pytest.mark.parametrize("most", range(8))
+def test_opting_out_while_the_store_is_away_still_reaches_every_pod(most: int) -> None:
+    world = _two_of_three_drain()
+    world.store_ok = False
+    world.policy = replace(world.policy, mode=Mode.OFF)
+    world.apply(world.plan(), most)
+    _plan_again_and_again(world)
+    world.store_ok = True
+    world.resize("rs-old", 3)
+    world.settle()
+    assert [process.order for process in world.processes.values()] == [None] * 3
+
+
+@pytest.mark.parametrize("most", range(8))
+def test_a_rollback_after_the_store_was_lost_returns_every_pod_to_service(most: int) -> None:
+    world = _two_of_three_drain()
+    world.lose_store()
+    world.resize("rs-old", 3)
+    world.apply(world.plan(), most)
+    _plan_again_and_again(world)
+    world.settle()
+    assert [process.order for process in world.processes.values()] == [None] * 3
+
+
+@pytest.mark.parametrize("most", range(12))
+def test_each_end_is_written_down_once_wherever_the_operator_is_killed(most: int) -> None:
+    world = _two_of_three_drain()
+    for uid in [uid for uid, process in world.processes.items() if process.order is not None]:
+        world.remove(uid)
+    world.resize("rs-old", 0)
+    world.apply(world.plan(), most)
+    world.now += 1.0
+    world.settle()
+    ends = [(record.uid, record.started_at) for record in world.records]
+    assert len(ends) == len(set(ends)) == 3

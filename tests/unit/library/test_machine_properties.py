@@ -8,7 +8,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ebbtide.machine import (
     COLLECT_S,
-    DRAIN_STATES,
     DrainRequested,
     Durations,
     Machine,
@@ -20,7 +19,7 @@ from ebbtide.machine import (
     UndrainRequested,
     next_deadline,
 )
-from ebbtide.protocol import Desired, PodState
+from ebbtide.protocol import DRAIN_STATES, Desired, PodState
 from tests.unit.library.pod import Pod, order
 
 LATE = {PodState.DRAINING, PodState.CANCELLING, PodState.DRAINED, PodState.EXITING}

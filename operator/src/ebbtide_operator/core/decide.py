@@ -62,14 +62,17 @@ def decide(snapshot: Snapshot, now: float) -> Plan:
 
 
 def _let_go(fleet: Fleet, now: float, label: str, reason: str) -> Plan:
-    """Hold nothing: take labels and marks off, and return what drains to service."""
+    """Hold nothing: take labels and marks off, and return what drains to service.
+
+    The label goes last: without it the pod is out of sight, and an order to serve that it missed would not be repeated.
+    """
     snapshot = fleet.snapshot
     actions: list[Action] = []
     for member in fleet.members:
         if not member.counts:
             continue
         actions += _returning(snapshot, member, now)
-        if member.pod.label != label:
+        if member.pod.label != label and (label or member.knows_that_it_serves):
             actions.append(Adopt(member.pod, label))
     if snapshot.store_ok:
         actions += ending.gone(snapshot, now)
@@ -79,7 +82,9 @@ def _let_go(fleet: Fleet, now: float, label: str, reason: str) -> Plan:
         if status != snapshot.status:
             actions += (WriteStatus(status), *_announce_problems(snapshot, status))
         return Plan(tuple(actions), reason=reasons.INVALID_ANNOTATION, message=problems[0].message)
-    if (snapshot.status is not None or snapshot.phase is not None) and not snapshot.workload.terminating:
+    # The phase is in the store: while that is away its removal would be planned again and again.
+    left = snapshot.status is not None or (snapshot.phase is not None and snapshot.store_ok)
+    if left and not snapshot.workload.terminating:
         actions.append(RemoveStatus())
     return Plan(tuple(actions), reason=reason)
 
@@ -89,7 +94,7 @@ def _manage(fleet: Fleet, now: float) -> Plan:
     phase, why = rollout_phase(snapshot.workload, fleet.surplus)
     published = _publish(snapshot, Phase(phase=phase, revision=snapshot.workload.revision, reason=why))
     actions: list[Action] = [*published, *_adopt(fleet)]
-    back = [action for member in fleet.returning for action in _returning(snapshot, member, now)]
+    back = [action for member in (*fleet.returning, *fleet.astray) for action in _returning(snapshot, member, now)]
     releases, kept, wakes = _keep(fleet, now)
     unborn = [Release(member.pod, Outcome.CLEAN, "it never started") for facts in fleet.sets for member in facts.unborn]
     chosen, waiting = _choose(fleet, now, phase_is_new=bool(published))
@@ -129,23 +134,17 @@ def _adopt(fleet: Fleet) -> list[Action]:
 
 def _unfinished_returns(fleet: Fleet) -> list[Action]:
     """Take off marks that a crash left on pods which were told to serve again."""
-    return [
-        Return(member.pod)
-        for member in fleet.members
-        if member.counts and member.marked and not member.draining and member not in fleet.returning
-    ]
+    return [Return(member.pod) for member in fleet.members if member.counts and member.marked and not member.draining]
 
 
 def _returning(snapshot: Snapshot, member: Member, now: float) -> list[Action]:
     """Take a drain back: the record, the order to serve, then the marks."""
-    if not member.draining and not member.marked:
-        return []
-    if not member.ordered:
+    if not member.untold:
         return [Return(member.pod)] if member.marked else []
     if not snapshot.store_ok:
         # Marks without a drain would be a lie: both go together, once the order can be sent.
         return []
-    record = ending.returned(member, now)
+    record = ending.returned(member, snapshot, now)
     order = _order(snapshot, member, Desired.SERVE, now, reasons.RETURNED)
     actions: list[Action] = [] if record is None else [record]
     actions.append(SendOrder(member.pod, order))
@@ -159,20 +158,19 @@ def _keep(fleet: Fleet, now: float) -> tuple[list[Release], list[Action], list[f
     releases: list[Release] = []
     repairs: list[Action] = []
     wakes: list[float] = []
-    for facts in fleet.sets:
-        for member in facts.keeping:
-            if member.pod.released is not None:
-                continue
-            over = ending.release(member, now)
-            if over is not None:
-                releases.append(over)
-                continue
-            if member.deadline_at is not None:
-                wakes.append(member.deadline_at)
-            repair, again_at = _repair(fleet.snapshot, member, now)
-            repairs += repair
-            if again_at is not None:
-                wakes.append(again_at)
+    for member in fleet.keeping:
+        if member.pod.released is not None:
+            continue
+        over = ending.release(member, now)
+        if over is not None:
+            releases.append(over)
+            continue
+        if member.deadline_at is not None:
+            wakes.append(member.deadline_at)
+        repair, again_at = _repair(fleet.snapshot, member, now)
+        repairs += repair
+        if again_at is not None:
+            wakes.append(again_at)
     return releases, repairs, wakes
 
 

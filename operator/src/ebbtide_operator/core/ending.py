@@ -25,30 +25,37 @@ def release(member: Member, now: float) -> Release | None:
 
 
 def gone(snapshot: Snapshot, now: float) -> Iterator[Action]:
-    """Yield what is to be written and forgotten of pods that the snapshot has records of but not the pods."""
+    """Yield what is to be written and forgotten of pods that the snapshot has records of but not the pods.
+
+    The order says that the end is not written yet, so it is forgotten last. A crash between the two leaves both: then
+    the history, which has the record, says that this end is known.
+    """
     present = {pod.uid for pod in snapshot.pods}
     for uid in sorted(snapshot.orders.keys() - present):
         order = snapshot.orders[uid]
-        if order.desired is not Desired.SERVE:
+        if order.desired is not Desired.SERVE and not _is_written(snapshot, uid, order.issued_at):
             yield WriteRecord(_record(uid, order, snapshot.reports.get(uid), now))
         yield Forget(snapshot.workload.key.namespace, uid)
 
 
-def returned(member: Member, now: float) -> WriteRecord | None:
-    """Return the record of a drain that is taken back; None where it was never ordered."""
-    if member.order is None or not member.ordered:
+def returned(member: Member, snapshot: Snapshot, now: float) -> WriteRecord | None:
+    """Return the record of a drain that is taken back; None where there was none, or a crash left it in the history."""
+    if not member.untold:
         return None
-    report = member.report
+    order, report = member.order, member.report
+    started_at = order.issued_at if order is not None and order.issued_at else member.started_at or now
+    if _is_written(snapshot, member.pod.uid, started_at):
+        return None
     return WriteRecord(
         DrainRecord(
             pod=member.pod.name,
             uid=member.pod.uid,
             outcome=Outcome.RETURNED,
-            reason=member.order.reason,
-            revision=member.order.revision,
-            started_at=member.started_at or now,
+            reason="" if order is None else order.reason,
+            revision="" if order is None else order.revision,
+            started_at=started_at,
             ended_at=now,
-            active_at_start=member.order.active,
+            active_at_start=0 if order is None else order.active,
             active_at_end=0 if report is None else report.active,
             tally={} if report is None else report.tally,
         )
@@ -74,7 +81,9 @@ def _record(uid: str, order: Order, view: ReportView | None, now: float) -> Drai
 def _outcome(order: Order, view: ReportView | None, now: float) -> Outcome:
     """Judge by what the pod said last; the annotation that released it is gone with the pod."""
     report = None if view is None else view.report
-    if report is not None and report.state in {PodState.DRAINED, PodState.EXITING}:
+    # An answer to an earlier order tells nothing of this one.
+    answered = report is not None and report.generation == order.generation
+    if report is not None and answered and report.state in {PodState.DRAINED, PodState.EXITING}:
         if report.active or report.tally.get("abandoned", 0):
             return Outcome.ABANDONED
         return Outcome.CANCELLED if report.forced else Outcome.CLEAN
@@ -82,6 +91,10 @@ def _outcome(order: Order, view: ReportView | None, now: float) -> Outcome:
     if order.issued_at and now >= order.issued_at + budget_s:
         return Outcome.UNKNOWN if report is None else Outcome.ABANDONED
     return Outcome.LOST
+
+
+def _is_written(snapshot: Snapshot, uid: str, started_at: float) -> bool:
+    return any(record.uid == uid and record.started_at == started_at for record in snapshot.recent)
 
 
 def _spoken(outcome: Outcome, member: Member) -> str:

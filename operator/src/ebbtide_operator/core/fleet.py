@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from ebbtide.protocol import Desired, Order, Outcome, PodState, Report
+from ebbtide.protocol import DRAIN_STATES, Desired, Order, Outcome, PodState, Report
 from ebbtide_operator.core.budget import drain_limit
 from ebbtide_operator.core.marks import cost
 from ebbtide_operator.core.model import PodView, Policy, ReplicaSetView, ReportView, Snapshot
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Member:
-    """One pod with what the store says about it."""
+    """One pod with what the store says about it; there is one for each pod, so identity is equality."""
 
     pod: PodView
     order: Order | None
@@ -79,6 +79,26 @@ class Member:
         if self.order is not None and self.order.desired is Desired.CANCEL:
             return True
         return report is not None and (report.forced or report.state is PodState.CANCELLING)
+
+    @property
+    def astray(self) -> bool:
+        """Whether it drains though neither an order nor a mark says so.
+
+        It obeyed an order that the store lost, or its container is about to restart: then it ignores what it is told.
+        """
+        report = self.live_report
+        unasked = self.counts and self.order is None and not self.draining
+        return unasked and report is not None and report.state in DRAIN_STATES
+
+    @property
+    def untold(self) -> bool:
+        """Whether it must be told to serve if it is taken back; also true where the store lost its order."""
+        return self.ordered or self.astray or (self.order is None and self.pod.draining_since is not None)
+
+    @property
+    def knows_that_it_serves(self) -> bool:
+        """Whether nothing is left to be told to it; a pod without a live report will not hear it anyway."""
+        return not self.untold and (self.order is None or self.live_report is None or self.obeyed)
 
     @property
     def obeyed(self) -> bool:
@@ -156,7 +176,7 @@ class Member:
         return self.standing, own, tasks, eta_s if tasks else 0.0, -pod.created_at, pod.name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SetFacts:
     """One ReplicaSet: who is too many, who stays in the drain, who is taken back.
 
@@ -186,7 +206,7 @@ class SetFacts:
         return self.missing - len(self.unborn)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fleet:
     """A snapshot, sorted out. Without slots: what follows from the fields is worked out once."""
 
@@ -208,15 +228,25 @@ class Fleet:
         return tuple(one for facts in self.sets for one in facts.returning)
 
     @cached_property
+    def keeping(self) -> tuple[Member, ...]:
+        """Pods whose drain goes on, also those whose ReplicaSet is out of sight: their deadline holds all the same."""
+        back = set(self.returning)
+        return tuple(one for one in self.draining if one not in back)
+
+    @cached_property
+    def astray(self) -> tuple[Member, ...]:
+        """Pods that drain though nobody wants it; victims are not among them."""
+        chosen = set(self.victims)
+        return tuple(one for one in self.members if one.astray and one not in chosen)
+
+    @cached_property
     def limit(self) -> int:
         return drain_limit(self.snapshot.workload, sum(one.counts for one in self.members))
 
     @cached_property
     def free(self) -> int:
         """Drain slots that are free once the pods to be returned are; never negative."""
-        back = {one.pod.uid for one in self.returning}
-        spent = sum(one.spends_budget and one.pod.uid not in back for one in self.members)
-        return max(0, self.limit - spent)
+        return max(0, self.limit - sum(one.spends_budget for one in self.keeping))
 
     @cached_property
     def wanted(self) -> int:
@@ -226,7 +256,8 @@ class Fleet:
     @cached_property
     def pool(self) -> tuple[Member, ...]:
         """Pods from which the next victims come, first victim first, of all sets that miss some."""
-        found = [one for facts in self.sets if facts.wanted > 0 for one in facts.candidates if one not in facts.unborn]
+        unborn = {one for facts in self.sets for one in facts.unborn}
+        found = [one for facts in self.sets if facts.wanted > 0 for one in facts.candidates if one not in unborn]
         return tuple(sorted(found, key=lambda one: one.rank))
 
     @cached_property
