@@ -187,10 +187,13 @@ class Deployment:
             self.logs[name] = log
 
     def close(self) -> None:
-        """Stop reading logs."""
+        """Stop reading logs, and end what runs, endless tasks too, without its grace periods."""
         for log in self.logs.values():
             log.process.terminate()
             log.end()
+        everything = ("--all", "--wait=false", "--ignore-not-found")
+        self.kubectl("delete", "deployments,replicasets", "--cascade=orphan", *everything)
+        self.kubectl("delete", "pods", "--force", "--grace-period=0", *everything)
 
     def give(self, pod: str, task: str, seconds: str) -> None:
         """Make a pod start a task, and wait until it did."""
