@@ -169,6 +169,13 @@ def test_a_persons_delete_is_not_held(worker: Deployment) -> None:
     assert worker.logs[pod].said("finished") == {"first0"}, "the floor lets the task end"
 
 
+def test_a_pod_that_is_deleted_before_it_hears_signals_leaves_once_it_does(worker: Deployment) -> None:
+    worker.apply(1, start_after_s=5)
+    (pod,) = eventually("its container runs", worker.running)
+    # Neither preStop nor SIGTERM reaches a process that has not begun to listen; its grace period is 75 s.
+    worker.kubectl("delete", "pod", pod, "--wait=true", "--timeout=30s", timeout_s=40)
+
+
 def test_a_forced_delete_is_not_held(worker: Deployment) -> None:
     worker.apply(1, tasks=1, seconds="forever")
     worker.wait_ready(1)

@@ -15,7 +15,9 @@ from tests.localcluster import images
 # Takes work from files: the name of a file below /tmp/work is a task's name, its content the seconds that it lasts.
 # `forever` tasks end only when they are cancelled, `stubborn` ones not even then.
 WORKER = """
-import asyncio, os, pathlib, ebbtide
+import asyncio, os, pathlib, time
+time.sleep(float(os.environ.get("START_AFTER", "0")))
+import ebbtide
 
 async def work(name, seconds):
     print("started", name, flush=True)
@@ -99,6 +101,7 @@ class Deployment:
         annotations: dict[str, str] | None = None,
         strategy: dict[str, int] | None = None,
         version: str = "1",
+        start_after_s: float = 0,
     ) -> None:
         probe = {"httpGet": {"path": "/readyz", "port": 8471}, "periodSeconds": 1, "failureThreshold": 1}
         container = {
@@ -110,6 +113,7 @@ class Deployment:
                 {"name": "TASKS", "value": str(tasks)},
                 {"name": "SECONDS", "value": seconds},
                 {"name": "VERSION", "value": version},
+                {"name": "START_AFTER", "value": str(start_after_s)},
                 {"name": "EBBTIDE_ADMIN_ADDRESS", "value": "0.0.0.0:8471"},
             ],
             "readinessProbe": probe,
@@ -152,6 +156,14 @@ class Deployment:
 
     def names(self) -> set[str]:
         return {pod["metadata"]["name"] for pod in self.pods()}
+
+    def running(self) -> set[str]:
+        """Return the pods of which a container runs, ready or not."""
+        return {
+            pod["metadata"]["name"]
+            for pod in self.pods()
+            if any("running" in one["state"] for one in pod["status"].get("containerStatuses", []))
+        }
 
     def draining(self) -> set[str]:
         return {pod["metadata"]["name"] for pod in self.pods() if annotation(pod, "draining-since")}

@@ -75,6 +75,7 @@ class App:
             on_expiry=lambda name, at: metrics.certificate_expiration.labels(name).set(at),
         )
         self._certified = asyncio.Event()
+        self._trusted = asyncio.Event()
         self._stop = asyncio.Event()
         self._election = LeaderElection(
             KubernetesLease(self._api, settings.namespace, settings.lease),
@@ -147,15 +148,17 @@ class App:
             try:
                 if self._election.holds:
                     await self._certificates.ensure()
-                loaded = await self._certificates.load()
-                if loaded:
+                settled = await self._certificates.load()
+                if settled:
                     self._certified.set()
-                    if self._election.holds:
-                        await self._cluster.ensure_ca_bundle(self._settings.fullname, self._certificates.ca_bundle)
+                    bundle = self._certificates.ca_bundle
+                    settled = await self._cluster.trusts(self._settings.fullname, bundle, mend=self._election.holds)
+                    if settled:
+                        self._trusted.set()
             except (*PASSING, CertificateError) as error:
                 logger.warning("certificates.retry", extra={"error": str(error) or repr(error)})
-                loaded = False
-            await asyncio.sleep(CERTIFICATE_CHECK_S if loaded else CERTIFICATE_RETRY_S)
+                settled = False
+            await asyncio.sleep(CERTIFICATE_CHECK_S if settled else CERTIFICATE_RETRY_S)
 
     async def _handle(self) -> None:
         """Run kopf beside us: its own runner would take every task of the loop with it as it ends."""
@@ -356,6 +359,8 @@ class App:
     def _missing(self) -> list[str]:
         needs = {
             "certificates": self._certified.is_set(),
+            # Until then the API server cannot call us, and pods that are made go without the floor.
+            "authority in the webhook configurations": self._trusted.is_set(),
             "list of workloads": self._resync.synced.is_set(),
             "list of pods": self._pods.synced.is_set(),
         }

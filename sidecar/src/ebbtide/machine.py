@@ -256,6 +256,8 @@ def _obey(machine: Machine, order: Order, now: float) -> Step:
     if order.desired is Desired.CANCEL:
         durations = Durations(0.0, 0.0, order.cancel_grace_s)
     machine, effects = _drain(machine, Reason(Source.ORDER, order.reason), durations, now)
+    if order.leave:
+        machine = replace(machine, leaving=True, insist=True)
     exit_at = now + max(0.0, durations.budget_s - COLLECT_S)
     if machine.exit_at is not None:
         exit_at = min(exit_at, machine.exit_at)

@@ -235,6 +235,8 @@ class Order(_Record):
     """Revision of the pod's template."""
     active: int = 0
     """Tasks that the pod had in flight when it was chosen, as far as it had said."""
+    leave: bool = False
+    """The pod is being deleted: its process is to end once it is drained, as after SIGTERM."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

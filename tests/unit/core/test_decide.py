@@ -246,6 +246,28 @@ class TestRepair:
         assert [(one.order.desired, one.order.generation) for one in of(plan, SendOrder)] == [(Desired.DRAIN, 4)]
 
 
+class TestDeleted:
+    def test_a_pod_that_missed_its_signal_is_told_to_drain_and_leave(self) -> None:
+        pod = a_pod("a", terminating=True)
+        plan = decide(a_snapshot(a_workload(replicas=1), (pod,), reports=reports(pod)), NOW)
+        assert [(one.order.desired, one.order.leave) for one in of(plan, SendOrder)] == [(Desired.DRAIN, True)]
+
+    @pytest.mark.parametrize("state", [PodState.QUIESCING, PodState.DRAINED, PodState.EXITING])
+    def test_a_pod_that_knows_is_left_alone(self, state: PodState) -> None:
+        pod = a_pod("a", terminating=True)
+        plan = decide(a_snapshot(a_workload(replicas=1), (pod,), reports=reports(pod, state=state)), NOW)
+        assert of(plan, SendOrder) == []
+
+    def test_it_is_told_once(self) -> None:
+        pod = a_pod("a", terminating=True)
+        told = a_snapshot(a_workload(replicas=1), (pod,), reports=reports(pod), orders={pod.uid: an_order()})
+        assert of(decide(told, NOW), SendOrder) == []
+
+    def test_a_pod_that_was_never_heard_is_not_told(self) -> None:
+        plan = decide(a_snapshot(a_workload(replicas=1), (a_pod("a", terminating=True),)), NOW)
+        assert of(plan, SendOrder) == []
+
+
 class TestHistory:
     @pytest.mark.parametrize(
         ("report", "now", "outcome"),

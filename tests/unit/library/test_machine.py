@@ -159,6 +159,17 @@ def test_a_drained_pod_that_nobody_collects_leaves_just_before_its_own_deadline(
     assert pod.insisted
 
 
+def test_an_order_to_leave_ends_the_process_once_it_is_drained(pod: Pod) -> None:
+    pod.active = 1
+    pod.tell(Ordered(order(leave=True, drain_timeout_s=60.0)))
+    assert pod.state is PodState.DRAINING
+    pod.tell(Ordered(order(2, desired=Desired.SERVE)))
+    assert pod.state is PodState.DRAINING
+    pod.finish()
+    assert pod.state is PodState.EXITING
+    assert pod.insisted
+
+
 def test_a_drain_by_hand_waits_for_ever(pod: Pod) -> None:
     pod.tell(API)
     pod.pass_time(5)

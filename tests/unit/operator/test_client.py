@@ -189,17 +189,35 @@ class TestWebhooks:
     async def test_the_authority_is_written_where_it_is_missing_and_only_there(self, fake: FakeApi, api: Api) -> None:
         self.configure(fake)
         cluster = KubernetesCluster(api)
-        await cluster.ensure_ca_bundle("ebbtide", b"PEM")
+        assert await cluster.trusts("ebbtide", b"PEM", mend=True)
         for path in self.paths:
             config = fake.objects[path]["webhooks"][0]["clientConfig"]
             assert config == {"url": "y", "caBundle": b64encode(b"PEM").decode()}
         before = fake.writes()
-        await cluster.ensure_ca_bundle("ebbtide", b"PEM")
+        assert await cluster.trusts("ebbtide", b"PEM", mend=True)
         assert fake.writes() == before
 
-    async def test_configurations_that_are_not_there_are_left_alone(self, fake: FakeApi, api: Api) -> None:
-        await KubernetesCluster(api).ensure_ca_bundle("ebbtide", b"PEM")
+    async def test_a_replica_that_may_not_write_says_whether_the_authority_is_there(
+        self, fake: FakeApi, api: Api
+    ) -> None:
+        self.configure(fake)
+        cluster = KubernetesCluster(api)
+        assert not await cluster.trusts("ebbtide", b"PEM", mend=False)
         assert fake.writes() == []
+        await cluster.trusts("ebbtide", b"PEM", mend=True)
+        assert await cluster.trusts("ebbtide", b"PEM", mend=False)
+        assert not await cluster.trusts("ebbtide", b"another", mend=False)
+
+    async def test_configurations_that_are_not_there_are_left_alone(self, fake: FakeApi, api: Api) -> None:
+        assert await KubernetesCluster(api).trusts("ebbtide", b"PEM", mend=True)
+        assert fake.writes() == []
+
+    async def test_a_configuration_that_somebody_else_writes_meanwhile_is_looked_at_again(
+        self, fake: FakeApi, api: Api
+    ) -> None:
+        self.configure(fake)
+        fake.refuse = lambda method, _path: 409 if method == "PUT" else None
+        assert not await KubernetesCluster(api).trusts("ebbtide", b"PEM", mend=True)
 
 
 class TestSecrets:

@@ -141,9 +141,16 @@ class KubernetesCluster:
                 raise
             return None
 
-    async def ensure_ca_bundle(self, name: str, bundle: bytes) -> None:
-        """Write the authority into both webhook configurations of this name, where it is not there already."""
+    async def trusts(self, name: str, bundle: bytes, *, mend: bool) -> bool:
+        """Say whether the API server trusts us: both webhook configurations of this name carry the authority.
+
+        Args:
+            name: Of both configurations; one that does not exist is not wanted, and no reason to say no.
+            bundle: Certificates in PEM.
+            mend: Write it where it is missing.
+        """
         wanted = b64encode(bundle).decode()
+        trusted = True
         for kind in ("mutatingwebhookconfigurations", "validatingwebhookconfigurations"):
             path = f"/apis/admissionregistration.k8s.io/v1/{kind}/{name}"
             try:
@@ -151,14 +158,20 @@ class KubernetesCluster:
                 hooks = document.get("webhooks", [])
                 if all(hook["clientConfig"].get("caBundle") == wanted for hook in hooks):
                     continue
+                if not mend:
+                    trusted = False
+                    continue
                 for hook in hooks:
                     hook["clientConfig"]["caBundle"] = wanted
                 # The whole object with its resourceVersion: a merge patch would replace the list unconditionally.
                 await self._api.replace(path, document)
             except ApiError as error:
-                # 404: uninstalled or not wanted. 409: somebody else wrote it; the next round looks again.
-                if error.status not in {404, 409}:
+                if error.status == 409:
+                    # Somebody else wrote it; the next round looks again.
+                    trusted = False
+                elif error.status != 404:
                     raise
+        return trusted
 
     async def _create_drain(self, path: str, name: str, workload: WorkloadView) -> None:
         body: Document = {

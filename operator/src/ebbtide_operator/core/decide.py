@@ -7,6 +7,7 @@ plan, and whatever a crash left half-done is finished by the next plan.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from ebbtide.protocol import Desired, Order, Outcome, Phase
 from ebbtide_operator.core import ending, reasons
@@ -67,7 +68,7 @@ def _let_go(fleet: Fleet, now: float, label: str, reason: str) -> Plan:
     The label goes last: without it the pod is out of sight, and an order to serve that it missed would not be repeated.
     """
     snapshot = fleet.snapshot
-    actions: list[Action] = []
+    actions: list[Action] = _deleted(fleet, now) if label else []
     for member in fleet.members:
         if not member.counts:
             continue
@@ -100,6 +101,7 @@ def _manage(fleet: Fleet, now: float) -> Plan:
     chosen, waiting = _choose(fleet, now, phase_is_new=bool(published))
     actions += [*_unfinished_returns(fleet), *back, *releases, *unborn, *kept]
     actions += [action for member in chosen for action in _start(snapshot, member, now, why)]
+    actions += _deleted(fleet, now)
     if snapshot.store_ok:
         actions += ending.gone(snapshot, now)
     reason, message = _say(fleet, chosen, waiting)
@@ -130,6 +132,22 @@ def _publish(snapshot: Snapshot, phase: Phase) -> list[Action]:
 
 def _adopt(fleet: Fleet) -> list[Action]:
     return [Adopt(member.pod, "true") for member in fleet.members if member.counts and member.pod.label != "true"]
+
+
+def _deleted(fleet: Fleet, now: float) -> list[Action]:
+    """Tell pods that are being deleted, and know nothing of it, to drain and leave.
+
+    Mostly SIGTERM or preStop comes first. A process that had no handler yet never saw its signal, since the kernel
+    drops those to the first process of a container, and would serve until the grace period is over.
+    """
+    snapshot = fleet.snapshot
+    if not snapshot.store_ok:
+        return []
+    return [
+        SendOrder(member.pod, replace(_order(snapshot, member, Desired.DRAIN, now, reasons.POD_DELETED), leave=True))
+        for member in fleet.members
+        if member.unaware
+    ]
 
 
 def _unfinished_returns(fleet: Fleet) -> list[Action]:

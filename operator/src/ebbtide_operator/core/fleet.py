@@ -91,6 +91,13 @@ class Member:
         return unasked and report is not None and report.state in DRAIN_STATES
 
     @property
+    def unaware(self) -> bool:
+        """Whether it is being deleted, and works on as if it were not."""
+        report = self.live_report
+        leaving = self.pod.terminating and not self.pod.finished and not self.ordered
+        return leaving and report is not None and report.state in {PodState.STARTING, PodState.SERVING}
+
+    @property
     def untold(self) -> bool:
         """Whether it must be told to serve if it is taken back; also true where the store lost its order."""
         return self.ordered or self.astray or (self.order is None and self.pod.draining_since is not None)
