@@ -148,3 +148,7 @@ def test_uninstalling_in_mid_drain_is_not_blocked(worker: Deployment) -> None:
         assert_all_finished(worker, "long")
     finally:
         install(installation.cluster)
+    old = worker.names()
+    worker.change("3")
+    wait_gone(worker, old)
+    assert all(annotation(pod, "floor") for pod in worker.pods()), "ready means that new pods get the floor"
