@@ -16,6 +16,16 @@ NAME = os.environ.get("EBBTIDE_TEST_CLUSTER", "ebbtide-test")
 _numbers = itertools.count(1)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compile before the first test's time runs: it takes minutes on a fresh machine."""
+    if session.config.getoption("collectonly") or not any(item.get_closest_marker("cluster") for item in session.items):
+        return
+    try:
+        localcluster.prepare()
+    except localcluster.ClusterError as error:
+        pytest.exit(str(error), returncode=1)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[localcluster.Cluster]:
     """The cluster of this run; it is never one that a kubeconfig of the user's points to."""

@@ -104,12 +104,15 @@ def value(page: str, name: str, **labels: str) -> float:
 
 def install(cluster: Cluster, *values: str) -> Installation:
     """Build and load the images, install the chart, and wait until it serves."""
-    for name in ("etcd", "operator", "orders"):
-        cluster.load_image(images.build(name))
+    archives = {name: images.build(name) for name in ("etcd", "operator", "orders")}
+    for archive in archives.values():
+        cluster.load_image(archive)
     arguments = [part for setting in values for part in ("--set", setting)]
     cluster.helm(
         *("upgrade", "--install", RELEASE, str(ROOT / "charts" / "ebbtide"), "--namespace", NAMESPACE),
         *("--create-namespace", "--set", "image.tag=dev", "--set", "image.pullPolicy=Never"),
+        # The tag stays where the image changes: in a cluster that was kept, this replaces the pods of the old one.
+        *("--set-string", f"podAnnotations.image={archives['operator'].stem}"),
         *arguments,
     )
     installation = Installation(cluster)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from tests.localcluster import adapters, binaries, packages
+from tests.localcluster import adapters
 from tests.localcluster.cluster import CommandFailed
 from tests.localcluster.errors import ClusterError
 
@@ -35,8 +35,7 @@ def _run(options: argparse.Namespace) -> int:
                 raise ClusterError(f"there is no cluster {options.name}; start it: python -m tests.localcluster up")
             print(found.kubeconfig)
         case _:
-            packages.ensure(packages.NODE)
-            binaries.build()
+            adapters.prepare()
     return 0
 
 

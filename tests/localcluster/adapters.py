@@ -56,6 +56,18 @@ def up(name: str = "ebbtide", nodes: int = 1, *, controller_manager_qps: float |
     return kind.up(spec) if _kind_chosen() else local.up(spec)
 
 
+def prepare() -> None:
+    """Install and compile in advance what `up` would: minutes the first time, nothing after.
+
+    Raises:
+        ClusterError: no cluster can run here, or something is missing; the message says what to do.
+    """
+    if _kind_chosen():
+        kind.prepare()
+    else:
+        local.prepare()
+
+
 def attach(name: str) -> Cluster | None:
     """Return the cluster of that name, healthy or not; None where there is none."""
     return kind.attach(name) if _kind_chosen() else local.attach(name)

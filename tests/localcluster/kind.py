@@ -78,6 +78,12 @@ def program() -> Path:
     return Path(found) if found else binaries.path("kind")
 
 
+def prepare() -> None:
+    """Compile the clients, and kind where it is not on PATH."""
+    program()
+    binaries.build(module for module in binaries.MODULES if module.name in {"kubernetes", "helm"})
+
+
 def up(spec: Spec) -> KindCluster:
     """Create a cluster, or return the healthy one of that name.
 

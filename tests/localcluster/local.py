@@ -99,19 +99,28 @@ class LocalCluster(Cluster):
         down(self.name)
 
 
+def prepare() -> None:
+    """Install and compile what a cluster is made of: minutes the first time, nothing after.
+
+    Raises:
+        ClusterError: this machine can't run a cluster; the message says what is missing.
+    """
+    if os.geteuid() != 0:
+        raise ClusterError("a local cluster needs root (namespaces, mounts, control groups): run as root")
+    packages.ensure(packages.NODE)
+    binaries.build()
+    pause.executable()
+
+
 def up(spec: Spec) -> LocalCluster:
     """Start a cluster, or return the healthy one of that name; an unhealthy one is taken down first.
 
     Raises:
         ClusterError: this machine can't run it, it runs with another specification, or a part did not start.
     """
-    if os.geteuid() != 0:
-        raise ClusterError("a local cluster needs root (namespaces, mounts, control groups): run as root")
     layout = layout_of(spec.name)
     layout.check(spec)
-    packages.ensure(packages.NODE)
-    binaries.build()
-    pause.executable()
+    prepare()
     with _locked(layout):
         present = attach(spec.name)
         if present is not None and (status := present.status()).healthy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from tests.localcluster.errors import ClusterError
 from tests.localcluster.images import wheels
 from tests.localcluster.images.catalog import Image, Own
 from tests.localcluster.images.engines import Engine
-from tests.localcluster.images.sources import ROOT, cache_root, content_key
+from tests.localcluster.images.sources import ROOT, SCRATCH, cache_root, content_key
 from tests.localcluster.locks import exclusive
 from tests.localcluster.progress import duration, say, step
 
@@ -30,11 +31,14 @@ def archive_of(image: Image, engine: Engine) -> Path:
         return target
     # One build at a time: they share build/wheelhouse, build/dist and buildah's storage.
     with exclusive(cache_root() / ".lock", f"another build of images (wanted: {image.name})"):
+        for left in cache_root().glob(f"{SCRATCH}*"):
+            # Of a build that was killed; what it had mounted is gone with it.
+            shutil.rmtree(left)
         for _ in range(_ATTEMPTS):
             target = _target(image, engine)
             if target.exists():
                 return target
-            with tempfile.TemporaryDirectory(dir=cache_root(), prefix=f".{image.name}.") as temporary:
+            with tempfile.TemporaryDirectory(dir=cache_root(), prefix=SCRATCH) as temporary:
                 made = Path(temporary) / "image.tar"
                 _make(image, engine, Path(temporary) / "context", made)
                 # The archive must hold what its name says, and somebody may be at work in the sources.

@@ -13,7 +13,7 @@ from tests.localcluster import kind, packages
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.images import debian
 from tests.localcluster.images.commands import run
-from tests.localcluster.images.sources import RECIPES, cache_root, parents
+from tests.localcluster.images.sources import RECIPES, SCRATCH, cache_root, parents
 from tests.localcluster.progress import step
 
 
@@ -105,7 +105,7 @@ class Buildah:
             self._import(debian.make())
 
     def build(self, dockerfile: Path, context: Path, reference: str, archive: Path) -> None:
-        self._bud("--pull-never", "--timestamp", "0", "--file", str(dockerfile), "--tag", reference, str(context))
+        self._bud("--pull-never", "--file", str(dockerfile), "--tag", reference, str(context))
         self._run("push", "--quiet", reference, f"docker-archive:{archive}:{reference}")
         self._run("rmi", reference)
 
@@ -113,14 +113,17 @@ class Buildah:
         raise ClusterError(f"{reference} cannot be pulled to {archive} without Docker")
 
     def _import(self, base: Path) -> None:
-        with step("unpacking the base image"), tempfile.TemporaryDirectory(dir=cache_root()) as context:
+        with step("unpacking the base image"), tempfile.TemporaryDirectory(dir=cache_root(), prefix=SCRATCH) as context:
             self._run("rmi", "--all", "--force")
             Path(context, "base.tar").hardlink_to(base)
             recipe = str(RECIPES / "python.Dockerfile")
-            self._bud("--file", recipe, "--tag", debian.FULL_REFERENCE, "--tag", _base_tag(), context)
+            tags = ("--tag", debian.FULL_REFERENCE, "--tag", _base_tag())
+            self._bud("--file", recipe, *tags, context)
 
     def _bud(self, *arguments: str) -> None:
-        self._run("bud", "--quiet", "--isolation", "chroot", "--identity-label=false", *arguments)
+        # Nothing of the day and the tool: the same inputs give the same digest.
+        reproducible = ("--timestamp", "0", "--identity-label=false")
+        self._run("bud", "--quiet", "--isolation", "chroot", *reproducible, *arguments)
 
     def _run(self, *arguments: str) -> str:
         return _buildah(_driver(), *arguments)
@@ -144,7 +147,7 @@ def _driver() -> str:
 def _buildah(driver: str, *arguments: str) -> str:
     storage = cache_root() / f"storage-{driver}"
     storage.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_root(), prefix=".run.") as run_root:
+    with tempfile.TemporaryDirectory(dir=cache_root(), prefix=SCRATCH) as run_root:
         options = ["--root", str(storage), "--runroot", run_root, "--storage-driver", driver]
         # In a mount namespace of its own, so that what it mounts ends with it, however it ends.
         isolated = ["unshare", "--mount", "--propagation", "private", "buildah", *options]

@@ -14,6 +14,8 @@ from tests.localcluster import binaries
 
 ROOT = Path(__file__).parents[3]
 RECIPES = Path(__file__).parent
+SCRATCH = ".build."
+"""How folders in the cache begin that no build leaves behind. They are made while the lock of the builds is held."""
 
 
 def cache_root() -> Path:
