@@ -18,6 +18,8 @@ class Proxy:
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.silent = False
+        self.refusing = False
+        """Break every connection as it is made; `cut` breaks those that there are."""
         self.accepted = 0
         self.cuts: list[int] = []
         """Cut the next connections once they carried so many bytes from the server."""
@@ -54,6 +56,9 @@ class Proxy:
                 client.close()
                 continue
             self._pairs.append((client, server))
+            if self.refusing:
+                # Asked after it was noted: a cut that came before did not see it.
+                self.cut()
             cut_after = self.cuts.pop(0) if self.cuts else None
             thread = threading.Thread(target=self._pump, args=(client, server, cut_after))
             self._threads.append(thread)

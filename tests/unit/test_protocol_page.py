@@ -24,6 +24,7 @@ ENUMS = (protocol.Desired, protocol.PodState, protocol.RolloutPhase, protocol.Ou
     [
         *(field.name for record in RECORDS for field in dataclasses.fields(record) if field.name != "extra"),
         *(str(value) for enum in ENUMS for value in enum),
+        *protocol.TASK_OUTCOMES,
     ],
 )
 def test_the_page_names_every_field_and_value(name: str) -> None:

@@ -155,8 +155,7 @@ class Applier:
                         "tally": dict(record.tally),
                     },
                 )
-                for ending, count in record.tally.items():
-                    self._metrics.tasks.labels(*labels, ending).inc(count)
+                self._metrics.count_tasks(workload.key, record.tally)
             case Forget(namespace, uid):
                 await self._state.forget(namespace, uid)
                 self._metrics.store_writes.labels("forget").inc()

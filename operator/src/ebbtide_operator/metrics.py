@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ebbtide.protocol import RolloutPhase
+from ebbtide.protocol import TASK_OUTCOMES, RolloutPhase
 from ebbtide_operator.core.model import Mode, Plan, Snapshot, WorkloadKey
 
 WORKLOAD = ("namespace", "kind", "workload")
@@ -23,6 +23,8 @@ DRAIN_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 360
 ANSWER_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 DELETE_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 PODS = ("serving", "draining", "drained", "unknown")
+OTHER = "other"
+"""Outcomes of tasks that the protocol does not name, all of them together."""
 
 
 Samples = Mapping[str, Sequence[tuple[tuple[str, ...], float]]]
@@ -100,6 +102,17 @@ class Metrics:
         self._drains()
         self._admission()
         self._health()
+
+    def count_tasks(self, key: WorkloadKey, tally: Mapping[str, int]) -> None:
+        """Count the tasks of a pod's tally by outcome.
+
+        The tally is the pod's own word. Its keys must not become label values as they are, or a pod could make series
+        without end; and a counter takes nothing below zero.
+        """
+        for outcome, count in tally.items():
+            if count > 0:
+                label = outcome if outcome in TASK_OUTCOMES else OTHER
+                self.tasks.labels(key.namespace, key.kind, key.name, label).inc(count)
 
     def _drains(self) -> None:
         registry = self.registry

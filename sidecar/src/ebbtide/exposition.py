@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ebbtide.protocol import PodState
-from ebbtide.registry import OUTCOMES
+from ebbtide.protocol import TASK_OUTCOMES, PodState
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ def render(numbers: Numbers) -> str:
             "ebbtide_tasks_total",
             "counter",
             "Tasks that ended, by outcome.",
-            [(f'{{outcome="{outcome}"}}', numbers.tally.get(outcome, 0)) for outcome in OUTCOMES],
+            [(f'{{outcome="{outcome}"}}', numbers.tally.get(outcome, 0)) for outcome in TASK_OUTCOMES],
         ),
         (
             "ebbtide_late_arrivals_total",

@@ -67,6 +67,10 @@ class Outcome(StrEnum):
     """The pod went away in mid-drain: a forced delete, a lost node, a person's delete."""
 
 
+TASK_OUTCOMES = ("finished", "failed", "timed_out", "cancelled", "requeued", "abandoned", "refused")
+"""How a task ends: the keys of a tally."""
+
+
 class RecordError(ValueError):
     """A record cannot be read: names the key's kind, the field and what was found there."""
 
@@ -258,10 +262,7 @@ class Report(_Record):
     eta_s: float | None = None
     """Seconds until the pod expects to be drained; None where it cannot tell."""
     tally: Mapping[str, int] = field(default_factory=dict)
-    """Tasks that ended since the process started, by outcome.
-
-    Outcomes: finished, failed, timed_out, cancelled, requeued, abandoned, refused.
-    """
+    """Tasks that ended since the process started, by outcome (`TASK_OUTCOMES`)."""
     forced: bool = False
     """True once tasks were cancelled for the drain: the process restarts rather than serve again."""
     phase_revision: int = 0

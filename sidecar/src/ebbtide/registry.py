@@ -21,13 +21,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ebbtide.errors import Refused, TimedOut
+from ebbtide.protocol import TASK_OUTCOMES
 
 if TYPE_CHECKING:
     from ebbtide.scope import Scope
 
 logger = logging.getLogger("ebbtide")
 
-OUTCOMES = ("finished", "failed", "timed_out", "cancelled", "requeued", "abandoned", "refused")
 LATE = "late"
 
 current_entry: ContextVar[int] = ContextVar("ebbtide_entry", default=0)
@@ -113,7 +113,7 @@ class Registry:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._on_empty = on_empty
         # All keys from the start: a dict that does not grow may be read in one thread and counted up in another.
-        self._tally = dict.fromkeys((*OUTCOMES, LATE), 0)
+        self._tally = dict.fromkeys((*TASK_OUTCOMES, LATE), 0)
         self._elsewhere = dict(self._tally)
         self._lock = threading.Lock()
         self._cancelled: set[int] = set()
@@ -125,7 +125,7 @@ class Registry:
     @property
     def tally(self) -> dict[str, int]:
         """How many ended, by outcome; outcomes that did not happen are left out."""
-        return {outcome: count for outcome in OUTCOMES if (count := self._total(outcome))}
+        return {outcome: count for outcome in TASK_OUTCOMES if (count := self._total(outcome))}
 
     @property
     def late_arrivals(self) -> int:

@@ -190,6 +190,13 @@ class TestReturning:
         plan = decide(a_snapshot(a_workload(replicas=1), (pod,), orders={pod.uid: an_order()}), NOW)
         assert [one.pod.name for one in of(plan, Return)] == ["a"]
 
+    def test_a_released_pod_is_taken_back_after_one_that_cancelled_tasks(self) -> None:
+        pods = (a_pod("a", released="clean", **DRAINING), a_pod("b", **DRAINING))
+        orders = {pods[0].uid: an_order(), pods[1].uid: an_order(pod="b")}
+        said = {pods[1].uid: a_report(state=PodState.CANCELLING, forced=True, generation=1)}
+        plan = decide(a_snapshot(a_workload(replicas=1), pods, orders=orders, reports=said), NOW)
+        assert [one.pod.name for one in of(plan, Return)] == ["b"]
+
     def test_a_return_cut_short_is_finished(self) -> None:
         pod = a_pod("a", **DRAINING)
         orders = {pod.uid: an_order(Desired.SERVE, generation=2)}

@@ -170,7 +170,7 @@ async def test_a_record_is_counted_once_it_is_written_and_before_its_pod_is_forg
         reason="Rollout",
         started_at=90,
         ended_at=100,
-        tally={"finished": 3},
+        tally={"finished": 3, "made up": 1},
     )
     scene.recorder.failing[("record", "a")] = StoreUnavailable("etcd: down")
     with pytest.raises(StoreUnavailable):
@@ -183,6 +183,7 @@ async def test_a_record_is_counted_once_it_is_written_and_before_its_pod_is_forg
     assert scene.sample("ebbtide_drains_total", **LABELS, outcome="clean") == 1
     assert scene.sample("ebbtide_drain_duration_seconds_sum", **LABELS) == 10
     assert scene.sample("ebbtide_drained_tasks_total", **LABELS, outcome="finished") == 3
+    assert scene.sample("ebbtide_drained_tasks_total", **LABELS, outcome="other") == 1
 
 
 async def test_the_time_from_release_to_delete_is_measured_once(scene: Scene) -> None:

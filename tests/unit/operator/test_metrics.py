@@ -1,13 +1,17 @@
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import generate_latest
 
+from ebbtide.protocol import TASK_OUTCOMES
 from ebbtide_operator.core.model import Mode, Plan, PodView, Policy, Problem, Snapshot, WorkloadKey, WorkloadView
 from ebbtide_operator.metrics import Metrics
 
+KEY = WorkloadKey("shop", "deployment", "orders")
+
 
 def a_snapshot(name: str = "orders", mode: Mode = Mode.MANAGED, **fields: Any) -> Snapshot:
-    key = WorkloadKey("shop", "deployment", name)
+    key = replace(KEY, name=name)
     workload = WorkloadView(key, "w", 1, 1, 3, 1, 0, policy=Policy(mode), **fields)
     pod = PodView("shop", "a", "uid-a", "rs", 1.0, draining_since=77.0)
     return Snapshot(workload, (pod,))
@@ -60,3 +64,27 @@ def test_no_metric_can_have_a_label_that_grows_with_pods() -> None:
     assert 'pod="' not in page
     names = [line.split()[2] for line in page.splitlines() if line.startswith("# HELP")]
     assert all(name.startswith("ebbtide_") for name in names)
+
+
+def test_outcomes_that_a_pod_makes_up_share_one_series() -> None:
+    metrics = Metrics()
+    metrics.count_tasks(KEY, dict.fromkeys(TASK_OUTCOMES, 1))
+    for number in range(1000):
+        metrics.count_tasks(KEY, {f"made-up-{number}": 2})
+    lines = generate_latest(metrics.registry).decode().splitlines()
+    series = [line for line in lines if line.startswith("ebbtide_drained_tasks_total{")]
+    assert len(series) == len(TASK_OUTCOMES) + 1
+    assert _tasks(metrics, "other") == 2000
+    assert _tasks(metrics, "finished") == 1
+
+
+def test_a_tally_below_zero_is_not_counted_and_stops_nothing() -> None:
+    metrics = Metrics()
+    metrics.count_tasks(KEY, {"finished": -5, "failed": 1})
+    assert _tasks(metrics, "finished") is None
+    assert _tasks(metrics, "failed") == 1
+
+
+def _tasks(metrics: Metrics, outcome: str) -> float | None:
+    labels = {"namespace": "shop", "kind": "deployment", "workload": "orders", "outcome": outcome}
+    return metrics.registry.get_sample_value("ebbtide_drained_tasks_total", labels)
