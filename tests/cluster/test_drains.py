@@ -184,7 +184,7 @@ def test_a_forced_delete_is_not_held(worker: Deployment) -> None:
     eventually("the pod is gone", lambda: pod not in worker.names())
 
 
-def test_pods_from_before_the_annotation_are_adopted_and_held(worker: Deployment) -> None:
+def test_pods_from_before_the_annotation_are_named_and_not_held(worker: Deployment) -> None:
     worker.apply(2, tasks=1, seconds="forever", annotations={"note": "not managed yet"})
     worker.wait_ready(2)
     worker.kubectl("annotate", "deployment", worker.name, *(f"{key}={text}" for key, text in MANAGED.items()))
@@ -192,9 +192,17 @@ def test_pods_from_before_the_annotation_are_adopted_and_held(worker: Deployment
         "both carry the label",
         lambda: all(pod["metadata"].get("labels", {}).get("ebbtide.dev/managed") == "true" for pod in worker.pods()),
     )
+
+    def unprotected() -> str:
+        conditions = worker.installation.drain(worker.namespace, worker.name).get("conditions", [])
+        return next((one["status"] for one in conditions if one["type"] == "Unprotected"), "")
+
+    eventually("the Drain says so", lambda: unprotected() == "True")
+    worker.kubectl("rollout", "restart", f"deployment/{worker.name}")
+    eventually("all pods have the floor", lambda: unprotected() == "False", within_s=120)
     worker.scale(1)
     eventually("one is held", worker.draining)
-    assert len(worker.names()) == 2
+    assert len([pod for pod in worker.pods() if annotation(pod, "floor")]) == 2
 
 
 def test_taking_the_annotation_away_lets_everything_go(worker: Deployment) -> None:

@@ -86,6 +86,7 @@ class World:
     status: Mapping[str, object] | None = None
     status_at: float = 0.0
     store_ok: bool = True
+    webhook_up: bool = True
     made: int = 0
     user_costs: dict[str, int | None] = field(default_factory=dict)
     first_ordered_at: dict[str, float] = field(default_factory=dict)
@@ -190,9 +191,11 @@ class World:
             for _ in range(one.replicas - len(pods)):
                 self.made += 1
                 uid = f"p{self.made}"
-                pod = PodView("shop", uid, uid, one.uid, self.now, ready=True, label="true")
+                # Made without the floor, a pod is adopted later, and not heard.
+                floor, label = self.webhook_up, "true" if self.webhook_up else ""
+                pod = PodView("shop", uid, uid, one.uid, self.now, ready=True, label=label, floored=floor)
                 self.pods[uid] = pod
-                self.processes[uid] = Process()
+                self.processes[uid] = Process(silent=not self.webhook_up)
                 self.user_costs[uid] = None
             # The controller's own order: readiness, then deletion cost.
             pods.sort(key=lambda pod: (pod.ready, pod.deletion_cost or 0, -pod.created_at, pod.name))

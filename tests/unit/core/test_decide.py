@@ -253,6 +253,38 @@ class TestRepair:
         assert [(one.order.desired, one.order.generation) for one in of(plan, SendOrder)] == [(Desired.DRAIN, 4)]
 
 
+class TestOutOfReach:
+    """Pods from before the annotation, or from while Ebbtide was away."""
+
+    def test_a_pod_that_no_order_can_reach_is_not_held_for_nothing(self) -> None:
+        pod = a_pod("a", floored=False)
+        plan = decide(a_snapshot(a_workload(replicas=0), (pod,)), NOW)
+        assert [one.pod.name for one in of(plan, Release)] == ["a"]
+        assert (of(plan, SendOrder), of(plan, Pin)) == ([], [])
+
+    def test_one_whose_library_speaks_all_the_same_is_drained(self) -> None:
+        pod = a_pod("a", floored=False)
+        plan = decide(a_snapshot(a_workload(replicas=0), (pod,), reports=reports(pod)), NOW)
+        assert ([one.pod.name for one in of(plan, SendOrder)], of(plan, Release)) == (["a"], [])
+
+    def test_a_pod_with_the_floor_that_never_spoke_is_waited_for(self) -> None:
+        plan = decide(a_snapshot(a_workload(replicas=0), (a_pod("a"),)), NOW)
+        assert (len(of(plan, SendOrder)), of(plan, Release)) == (1, [])
+
+    def test_pods_that_can_be_told_go_first(self) -> None:
+        pods = (a_pod("a", floored=False), a_pod("b"))
+        plan = decide(a_snapshot(a_workload(replicas=1), pods, reports=reports(pods[1], active=3)), NOW)
+        assert ([one.pod.name for one in of(plan, SendOrder)], of(plan, Release)) == (["b"], [])
+
+    def test_a_condition_tells_how_many_there_are_and_what_to_do(self) -> None:
+        pods = (a_pod("a", floored=False), a_pod("b"))
+        status: dict[str, Any] = dict(of(decide(a_snapshot(a_workload(replicas=2), pods), NOW), WriteStatus)[0].status)
+        (condition,) = [one for one in status["conditions"] if one["type"] == "Unprotected"]
+        assert (condition["status"], condition["reason"]) == ("True", "OutOfReach")
+        assert condition["message"].startswith("1 pods were made without the floor")
+        assert "kubectl rollout restart deployment/orders" in condition["message"]
+
+
 class TestDeleted:
     def test_a_pod_that_missed_its_signal_is_told_to_drain_and_leave(self) -> None:
         pod = a_pod("a", terminating=True)

@@ -77,6 +77,10 @@ class Fleet(RuleBasedStateMachine):
     def store(self, up: bool) -> None:
         self.world.store_ok = up
 
+    @rule(up=st.booleans())
+    def webhook(self, up: bool) -> None:
+        self.world.webhook_up = up
+
     @rule()
     def store_is_made_anew(self) -> None:
         self.world.lose_store()

@@ -100,6 +100,7 @@ def view(pod: Pod) -> PodView:
         terminating=metadata.deletion_timestamp is not None,
         finished=status.phase in {"Succeeded", "Failed"},
         label=metadata.labels.get(names.MANAGED, ""),
+        floored=names.FLOOR in metadata.annotations,
         draining_since=marks.draining_since,
         deadline_at=marks.deadline_at,
         released=marks.released,

@@ -230,6 +230,9 @@ def _owes_answer(snapshot: Snapshot, member: Member) -> bool:
 
 
 def _start(snapshot: Snapshot, member: Member, now: float, why: str) -> list[Action]:
+    if member.out_of_reach:
+        # It would work on, and take more, until the hold ends: SIGTERM is the only thing that it hears.
+        return [Release(member.pod, Outcome.UNKNOWN, "it was made without the floor and never spoke")]
     order = _order(snapshot, member, Desired.DRAIN, now, why)
     send = SendOrder(member.pod, order)
     if _thrifty(snapshot, member):
@@ -296,10 +299,15 @@ def _words(status: Mapping[str, object]) -> object:
 def _announce(fleet: Fleet, chosen: Sequence[Member], releases: Iterable[Release]) -> list[Action]:
     """Post one Event for each thing that happens to the workload, not one for each pod."""
     events: list[Action] = []
-    if chosen:
-        pods = _names(member.pod.name for member in chosen)
+    told = [member for member in chosen if not member.out_of_reach]
+    if told:
+        pods = _names(member.pod.name for member in told)
         timeout_s = fleet.snapshot.workload.policy.drain_timeout_s
         events.append(Notify(reasons.STARTED, f"draining {pods}; tasks have {timeout_s:g} s"))
+    if len(told) < len(chosen):
+        pods = _names(member.pod.name for member in chosen if member.out_of_reach)
+        text = f"released {pods}: made without the floor, so that no order reaches them; they end as without Ebbtide"
+        events.append(Notify(reasons.OUT_OF_REACH, text, warning=True))
     back = [member for member in fleet.returning if member.ordered and fleet.snapshot.store_ok]
     if back:
         events.append(Notify(reasons.RETURNED, f"{_names(member.pod.name for member in back)} serve again"))

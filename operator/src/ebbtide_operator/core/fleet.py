@@ -73,6 +73,11 @@ class Member:
         return (not self.pod.scheduled or not self.pod.started) and self.order is None and self.view is None
 
     @property
+    def out_of_reach(self) -> bool:
+        """Whether no order can reach it: it was made without the floor, and no library in it ever spoke."""
+        return not self.pod.floored and self.order is None and self.view is None
+
+    @property
     def forced(self) -> bool:
         """Whether its tasks were cancelled, so that it restarts rather than serves again."""
         report = self.report

@@ -119,6 +119,8 @@ class PodView:
     """Phase Succeeded or Failed: its controller no longer counts it."""
     label: str = ""
     """Value of the managed label."""
+    floored: bool = True
+    """False where it was made without the floor: before its workload was managed, or while Ebbtide was away."""
     draining_since: float | None = None
     deadline_at: float | None = None
     released: str | None = None

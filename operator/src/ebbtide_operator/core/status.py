@@ -173,6 +173,7 @@ def _conditions(
             message=message if moving else "no pod is too many",
         ),
         _condition(snapshot, "DrainBlocked", holds=blocked[0], reason=blocked[1], message=blocked[2]),
+        _reach(fleet),
         _condition(
             snapshot,
             "Degraded",
@@ -181,6 +182,19 @@ def _conditions(
             message="" if snapshot.store_ok else "etcd does not answer",
         ),
     ]
+
+
+def _reach(fleet: Fleet) -> Status:
+    snapshot = fleet.snapshot
+    count = sum(member.counts and member.out_of_reach for member in fleet.members)
+    if not count:
+        return _condition(snapshot, "Unprotected", holds=False, reason=reasons.READY, message="")
+    key = snapshot.workload.key
+    message = (
+        f"{count} pods were made without the floor, before the annotation or while Ebbtide was away, and are not held; "
+        f"kubectl rollout restart {key.kind}/{key.name} replaces them"
+    )
+    return _condition(snapshot, "Unprotected", holds=True, reason=reasons.OUT_OF_REACH, message=message)
 
 
 def _condition(snapshot: Snapshot, kind: str, *, holds: bool, reason: str, message: str) -> Status:
