@@ -12,7 +12,7 @@ demo: venv ## Main job: real cluster, helm install, three scenes under load, pla
 	$(PY) -m demo --cluster $(NAME)
 
 .PHONY: test
-test: venv ## Everything that CI checks
+test: venv ## Everything that CI checks (about 20 min; 10 more the first time)
 	tools/test
 
 ##@ Demo

@@ -34,6 +34,8 @@ def _run(options: argparse.Namespace) -> int:
             if found is None:
                 raise ClusterError(f"there is no cluster {options.name}; start it: python -m tests.localcluster up")
             print(found.kubeconfig)
+        case "check":
+            adapters.check()
         case _:
             adapters.prepare()
     return 0
@@ -65,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("down", parents=[named], help="stop it and remove everything of it")
     commands.add_parser("status", parents=[named], help="say what runs; exit status 1 where it is not healthy")
     commands.add_parser("kubeconfig", parents=[named], help="print the path of its kubeconfig")
+    commands.add_parser("check", help="say whether a cluster can run here; exit status 1 and the reason where not")
     commands.add_parser("build", help="install the packages and compile the programs, and start nothing")
     return parser
 

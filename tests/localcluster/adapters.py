@@ -3,7 +3,7 @@
 import os
 import sys
 
-from tests.localcluster import kind, local
+from tests.localcluster import capabilities, kind, local
 from tests.localcluster.cluster import Cluster, Status
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.layout import Spec
@@ -54,6 +54,16 @@ def up(name: str = "ebbtide", nodes: int = 1, *, controller_manager_qps: float |
     """
     spec = Spec(name, nodes, controller_manager_qps)
     return kind.up(spec) if _kind_chosen() else local.up(spec)
+
+
+def check() -> None:
+    """Say whether a cluster can run here, as far as that can't be installed.
+
+    Raises:
+        ClusterError: it can't; the message says why.
+    """
+    if not _kind_chosen():
+        capabilities.check()
 
 
 def prepare() -> None:

@@ -36,6 +36,18 @@ def mounted() -> list[Hierarchy]:
     return hierarchies(Path("/proc/self/mountinfo").read_text())
 
 
+def probe() -> None:
+    """Try to make a control group in every hierarchy.
+
+    Raises:
+        ClusterError: the kernel has no hierarchy mounted, or not writable.
+    """
+    name = f"ebbtide-probe-{os.getpid()}"
+    create(name, ("",))
+    for hierarchy in mounted():
+        (hierarchy.mount_point / name).rmdir()
+
+
 def create(cgroup: str, nodes: tuple[str, ...]) -> None:
     """Make the folders that the kubelets and containers of a cluster live in.
 

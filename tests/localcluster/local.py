@@ -1,10 +1,9 @@
 """The local cluster: real Kubernetes as processes of this machine, without a container engine."""
 
-import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from tests.localcluster import archives, binaries, bringup, packages, pause, processes, teardown
+from tests.localcluster import archives, binaries, bringup, capabilities, packages, pause, processes, teardown
 from tests.localcluster.cluster import Cluster, Status, run
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.layout import Layout, Record, Spec, layout_of, read_record
@@ -105,8 +104,7 @@ def prepare() -> None:
     Raises:
         ClusterError: this machine can't run a cluster; the message says what is missing.
     """
-    if os.geteuid() != 0:
-        raise ClusterError("a local cluster needs root (namespaces, mounts, control groups): run as root")
+    capabilities.check()
     packages.ensure(packages.NODE)
     binaries.build()
     pause.executable()
