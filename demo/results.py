@@ -10,7 +10,7 @@ from examples.orders.orders.accounts import Fate, OrderRecord, count_fates, in_f
 from examples.orders.orders.marks import Mark, MarkKind
 
 from .audit import Write, WriteCount, count_writes, pod_deletions
-from .history import Goal, History, Moment, PodEvent, Removal, drain_orders
+from .history import Goal, History, Moment, PodEvent, Removal, drain_orders, release_latencies
 from .measures import interrupted_for_nothing, percentile, signal_latencies
 
 
@@ -72,6 +72,9 @@ class Row:
     """How many latencies the percentiles are of."""
     closed_p50_s: float | None
     """From the decision to closed intake: the quiesce time and what came on top."""
+    release_p50_s: float | None
+    """From the release of a pod to its accepted deletion."""
+    release_p99_s: float | None
     removed_pods: int
     writes_per_pod: float | None
     own_writes_per_pod: float | None
@@ -109,6 +112,8 @@ def measure(recording: Recording, course: Course, now: float, namespace: str, op
     removals = history.removals(course.began_at, recording.ended_at, deletions)
     decided, latencies = _signals(recording, course, removals)
     closed = signal_latencies(decided, _marks(recording, MarkKind.CLOSED))
+    own = [event for event in recording.events if event.pod.deployment == course.deployment]
+    releases = release_latencies(event for event in own if event.at >= course.began_at)
     writes = _writes(recording, course, history, namespace, operator_namespace)
     gone = sum(item.gone_at is not None for item in removals)
     return Row(
@@ -130,6 +135,8 @@ def measure(recording: Recording, course: Course, now: float, namespace: str, op
         signal_p99_s=percentile(latencies, 99),
         signals=len(latencies),
         closed_p50_s=percentile(closed, 50),
+        release_p50_s=percentile(releases, 50),
+        release_p99_s=percentile(releases, 99),
         removed_pods=gone,
         writes_per_pod=_per(gone, writes.accepted if writes else None),
         own_writes_per_pod=_per(gone, writes.by_ebbtide if writes else None),

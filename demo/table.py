@@ -39,6 +39,7 @@ COLUMNS: tuple[tuple[tuple[str, str], Callable[[Row], str]], ...] = (
     (("peak", "pods"), lambda row: str(row.peak_pods)),
     (("least", "serving"), lambda row: str(row.least_serving)),
     (("signal (s)", "p50 / p99"), lambda row: _latency(row.signal_p50_s, row.signal_p99_s)),
+    (("release (s)", "p50 / p99"), lambda row: _latency(row.release_p50_s, row.release_p99_s)),
     (("API writes per", "pod (Ebbtide's)"), _writes),
 )
 

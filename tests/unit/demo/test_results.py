@@ -85,7 +85,7 @@ def test_the_table_has_a_line_for_each_row_and_none_is_cut() -> None:
     text = render([row])
     (line,) = [line for line in text.splitlines() if line.startswith("orders-a")]
     assert line.split()[:13] == ["orders-a", "3", "2", "1", "0", "1", "3.0", "0.5", "2", "1", "0.40", "/", "0.40"]
-    assert line.split()[13:] == ["1.0", "(0.0)"]
+    assert line.split()[13:] == ["-", "1.0", "(0.0)"]
     assert max(len(text) for text in text.splitlines()) == len(text.splitlines()[2])
 
 

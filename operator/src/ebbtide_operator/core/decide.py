@@ -35,7 +35,7 @@ CENSUS_S = 0.5
 UNPINNED_S = 0.5
 """How long an idle pod may take to say that it is drained before it gets its pin: mostly it needs none."""
 STATUS_PERIOD_S = 1.0
-"""Least time between two writes of a status that differs in numbers alone."""
+"""Least time between two writes of a status whose phase and conditions are the same."""
 SLACK_S = 0.01
 """Looked at this much after a deadline, so that it has passed by every clock's rounding."""
 
@@ -281,7 +281,7 @@ def _say(fleet: Fleet, chosen: Sequence[Member], waiting: float | None) -> tuple
 
 
 def _write_status(snapshot: Snapshot, status: dict[str, object], now: float) -> tuple[list[Action], float | None]:
-    """Write a status that says something new at once, and one with other numbers once per second."""
+    """Write a status that says something new at once, and one with other details once per second."""
     if snapshot.status == status:
         return [], None
     age_s = now - snapshot.status_at
@@ -291,9 +291,11 @@ def _write_status(snapshot: Snapshot, status: dict[str, object], now: float) -> 
 
 
 def _words(status: Mapping[str, object]) -> object:
-    """Return the parts of a status that are no mere numbers."""
-    words = ("phase", "revision", "mode", "reason", "lastDrains", "observedGeneration")
-    return {name: status.get(name) for name in words}
+    """Return the parts of a status that somebody waits for; all others change with every pod that comes or goes."""
+    conditions = status.get("conditions")
+    kinds = [(one["type"], one["status"]) for one in conditions] if isinstance(conditions, list) else conditions
+    words = ("phase", "revision", "mode", "observedGeneration")
+    return kinds, *(status.get(name) for name in words)
 
 
 def _announce(fleet: Fleet, chosen: Sequence[Member], releases: Iterable[Release]) -> list[Action]:
