@@ -38,6 +38,23 @@ def test_only_surplus_pods_are_ever_told_to_drain(worker: Deployment) -> None:
     assert not worker.draining()
 
 
+def test_a_rollout_of_twelve_orders_each_old_pod_once_and_no_other(worker: Deployment) -> None:
+    worker.apply(12, tasks=1, seconds="3")
+    worker.wait_ready(12)
+    old = worker.names()
+    drains = ("ebbtide_orders_total", "ebbtide_drains_total")
+    ordered, ended = (worker.installation.metric(name, workload=worker.name) for name in drains)
+    worker.change("2")
+    eventually("the old pods are gone", lambda: not old & worker.names(), within_s=180)
+    eventually(
+        "each end is recorded",
+        lambda: worker.installation.metric("ebbtide_drains_total", workload=worker.name) - ended >= 12,
+    )
+    assert worker.installation.metric("ebbtide_orders_total", workload=worker.name) - ordered == 12
+    records = worker.installation.drain(worker.namespace, worker.name)["lastDrains"]
+    assert {record["pod"] for record in records} <= old
+
+
 def test_the_idlest_pods_are_chosen(worker: Deployment) -> None:
     worker.apply(4)
     worker.wait_ready(4)
