@@ -13,6 +13,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+from ebbtide.protocol import Outcome
 from ebbtide_operator.core import marks, names
 from ebbtide_operator.core.model import (
     Action,
@@ -155,7 +156,9 @@ class Applier:
                         "tally": dict(record.tally),
                     },
                 )
-                self._metrics.count_tasks(workload.key, record.tally)
+                if record.outcome is not Outcome.RETURNED:
+                    # The tally runs from the start of the process: a pod that serves again will tell it again.
+                    self._metrics.count_tasks(workload.key, record.tally)
             case Forget(namespace, uid):
                 await self._state.forget(namespace, uid)
                 self._metrics.store_writes.labels("forget").inc()

@@ -162,6 +162,13 @@ async def test_a_pin_keeps_the_users_own_cost_and_a_return_restores_it(scene: Sc
     assert scene.recorder.marks["a"][names.DRAINING_SINCE] is None
 
 
+async def test_the_tasks_of_a_pod_that_serves_again_are_counted_at_its_end_and_not_twice(scene: Scene) -> None:
+    returned = DrainRecord(pod="a", uid="uid-a", outcome=Outcome.RETURNED, reason="", tally={"finished": 2})
+    ended = DrainRecord(pod="a", uid="uid-a", outcome=Outcome.CLEAN, reason="", tally={"finished": 5})
+    await scene.apply(WriteRecord(returned), WriteRecord(ended))
+    assert scene.sample("ebbtide_drained_tasks_total", **LABELS, outcome="finished") == 5
+
+
 async def test_a_record_is_counted_once_it_is_written_and_before_its_pod_is_forgotten(scene: Scene) -> None:
     record = DrainRecord(
         pod="a",
