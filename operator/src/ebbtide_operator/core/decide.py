@@ -34,7 +34,7 @@ CENSUS_S = 0.5
 """How long to wait for the pods to answer a new phase before choosing among them."""
 UNPINNED_S = 0.5
 """How long an idle pod may take to say that it is drained before it gets its pin: mostly it needs none."""
-STATUS_PERIOD_S = 1.0
+STATUS_PERIOD_S = 2.0
 """Least time between two writes of a status whose phase and conditions are the same."""
 SLACK_S = 0.01
 """Looked at this much after a deadline, so that it has passed by every clock's rounding."""
