@@ -281,7 +281,7 @@ class TestOutOfReach:
         status: dict[str, Any] = dict(of(decide(a_snapshot(a_workload(replicas=2), pods), NOW), WriteStatus)[0].status)
         (condition,) = [one for one in status["conditions"] if one["type"] == "Unprotected"]
         assert (condition["status"], condition["reason"]) == ("True", "OutOfReach")
-        assert condition["message"].startswith("1 pods were made without the floor")
+        assert condition["message"].startswith("1 pod was made without the floor")
         assert "kubectl rollout restart deployment/orders" in condition["message"]
 
 

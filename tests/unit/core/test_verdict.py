@@ -26,7 +26,7 @@ def test_a_pod_that_drains_is_held_and_the_message_says_what_it_waits_for() -> N
 def test_a_pod_that_was_not_chosen_is_held_and_told_so() -> None:
     verdict = delete_verdict(a_request(), HoldContext(workload="deployment/orders", draining=2), NOW)
     assert (verdict.allow, verdict.cause) == (False, Cause.WAITING)
-    assert verdict.message == "ebbtide: waits for a drain slot: 2 pods of deployment/orders are draining"
+    assert verdict.message == "ebbtide: waits for a drain slot; draining now: 2 pods of deployment/orders"
 
 
 @pytest.mark.parametrize(

@@ -271,12 +271,13 @@ def _say(fleet: Fleet, chosen: Sequence[Member], waiting: float | None) -> tuple
     if not fleet.snapshot.store_ok:
         return reasons.STORE_UNAVAILABLE, "etcd does not answer: no new drains; deletions pass until it does"
     if waiting is not None:
-        return reasons.CENSUS, f"{fleet.wanted} pods have to go; asking all for their load"
+        have = "1 pod has" if fleet.wanted == 1 else f"{fleet.wanted} pods have"
+        return reasons.CENSUS, f"{have} to go; asking all for their load"
     left = fleet.wanted - len(chosen)
     if left > 0:
-        return reasons.BUDGET_SPENT, f"{draining} of at most {fleet.limit} pods drain; {left} more wait for a slot"
+        return reasons.BUDGET_SPENT, f"{draining} of at most {fleet.limit} pods drain; {left} more to follow"
     if draining:
-        return reasons.DRAINING, f"{draining} pods drain"
+        return reasons.DRAINING, "1 pod drains" if draining == 1 else f"{draining} pods drain"
     return reasons.IDLE, "no pod is too many"
 
 

@@ -46,7 +46,7 @@ def drain_status(
         "surplus": fleet.surplus,
         "reason": reason,
         "message": message,
-        "conditions": _conditions(fleet, draining, phase, message, now),
+        "conditions": _conditions(fleet, draining, phase, reason, message, now),
         "lastDrains": [
             {
                 "pod": record.pod,
@@ -146,10 +146,9 @@ def _blocker(member: Member) -> Status:
 
 
 def _conditions(
-    fleet: Fleet, draining: Sequence[Member], phase: RolloutPhase, message: str, now: float
+    fleet: Fleet, draining: Sequence[Member], phase: RolloutPhase, reason: str, message: str, now: float
 ) -> list[Status]:
     snapshot = fleet.snapshot
-    left = fleet.wanted > len([one for one in draining if one not in fleet.draining])
     late = [
         member.pod.name
         for member in fleet.draining
@@ -157,7 +156,7 @@ def _conditions(
     ]
     if late:
         blocked = (True, reasons.SLOW_DRAIN, f"past the drain timeout: {', '.join(late[:SHOWN_BLOCKERS])}")
-    elif left:
+    elif reason == reasons.BUDGET_SPENT:
         blocked = (True, reasons.BUDGET_SPENT, "more pods have to go than may drain at once")
     else:
         blocked = (False, reasons.READY, "nothing waits")
@@ -190,9 +189,10 @@ def _reach(fleet: Fleet) -> Status:
     if not count:
         return _condition(snapshot, "Unprotected", holds=False, reason=reasons.READY, message="")
     key = snapshot.workload.key
+    pods = "1 pod was" if count == 1 else f"{count} pods were"
     message = (
-        f"{count} pods were made without the floor, before the annotation or while Ebbtide was away, and are not held; "
-        f"kubectl rollout restart {key.kind}/{key.name} replaces them"
+        f"{pods} made without the floor (before the annotation, or while Ebbtide was away): not held; "
+        f"kubectl rollout restart {key.kind}/{key.name} gives it to all"
     )
     return _condition(snapshot, "Unprotected", holds=True, reason=reasons.OUT_OF_REACH, message=message)
 

@@ -134,7 +134,8 @@ def _is_over(pod: PodView, now: float) -> bool:
 
 def _waiting(context: HoldContext) -> str:
     of = f" of {context.workload}" if context.workload else ""
-    return f"ebbtide: waits for a drain slot: {context.draining} pods{of} are draining"
+    count = "1 pod" if context.draining == 1 else f"{context.draining} pods"
+    return f"ebbtide: waits for a drain slot; draining now: {count}{of}"
 
 
 def _draining(since: float, context: HoldContext) -> str:
