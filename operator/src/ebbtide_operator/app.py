@@ -231,8 +231,14 @@ class App:
                 logger.warning("sweep.failed", extra={"error": str(error) or repr(error)})
 
     async def _show_health(self) -> None:
+        healthy = True
         while True:
-            self._metrics.store_healthy.set(self._state.healthy)
+            if self._state.healthy is not healthy:
+                # Every Drain has a condition that says so, and nothing else wakes a workload that rests.
+                healthy = self._state.healthy
+                for key in self._workloads.keys():  # noqa: SIM118 (no mapping)
+                    self._wake(key)
+            self._metrics.store_healthy.set(healthy)
             self._metrics.epoch.set(self._state.epoch)
             self._metrics.queue_depth.set(self._queue.depth if self._queue is not None else 0)
             await asyncio.sleep(1)
