@@ -46,6 +46,15 @@ test-contract: venv ## Real etcd processes and the rendered chart
 test-cluster: venv ## The real cluster, faults included; EBBTIDE_KEEP_CLUSTER=1 leaves it up
 	.venv/bin/pytest tests/cluster
 
+##@ Figures
+
+.PHONY: bench
+bench: bench-rollout ## All figures below, each against the plain alternative in the same run
+
+.PHONY: bench-rollout
+bench-rollout: venv ## Managed rollouts against plain ones on a real cluster: time, release to deletion, CPU, writes (about 6 min)
+	$(PY) -m tests.bench.rollout
+
 ##@ Local cluster
 
 .PHONY: cluster-up
