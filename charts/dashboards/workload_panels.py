@@ -135,6 +135,27 @@ def pods() -> list[Any]:
             unit="cpm",
         ),
         panels.graph(
+            "Refused tasks",
+            "Tasks that were not admitted, by reason. Normal: draining, in rollouts, and nothing else. limit and rate: "
+            "the pods get more than they may start; breaker: tasks timed out one after the other.",
+            [(by("reason", rate("ebbtide_refused_total", PODS)), "{{reason}}")],
+            unit="cps",
+            stacked=True,
+        ),
+        panels.graph(
+            "Task limits used",
+            "The fullest pods: tasks in flight against the most that may be. Normal: well below 1. Blocks that are "
+            "tracked in place count in the one and are not limited by the other: they may lift it above 1.",
+            [(_used(), "{{pod}}")],
+            unit="percentunit",
+        ),
+        panels.graph(
+            "Open breakers",
+            "Scopes where nothing is started because the last tasks timed out. Normal: 0. The pod's log names the "
+            "scope; what its tasks wait for is too slow.",
+            [(by("namespace", f"ebbtide_breakers_open{{{PODS}}}"), "{{namespace}}")],
+        ),
+        panels.graph(
             "Failed hooks",
             "Drain and exit hooks of the application that failed or took too long. Normal: 0. The pod drains all the "
             "same; its log has the hook's name and error.",
@@ -146,3 +167,8 @@ def pods() -> list[Any]:
 
 def _busiest(metric: str) -> str:
     return f"topk(20, max by (namespace, pod) ({metric}{{{PODS}}})) or on () vector(0)"
+
+
+def _used() -> str:
+    used = f"ebbtide_tasks_active{{{PODS}}} / ebbtide_tasks_limit{{{PODS}}}"
+    return f"topk(20, max by (namespace, pod) ({used})) or on () vector(0)"

@@ -5,13 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from ebbtide.errors import EbbtideError, NotRunning, Refused, TimedOut
+from ebbtide.limits import Admission, Limits
 from ebbtide.protocol import PodState
 from ebbtide.registry import Entry
 from ebbtide.runtime import Runtime
 from ebbtide.scope import Scope
 from ebbtide.settings import Settings
 
-__all__ = ["EbbtideError", "Entry", "NotRunning", "PodState", "Refused", "Runtime", "Scope", "Settings", "TimedOut"]
+__all__ = [
+    "Admission",
+    "EbbtideError",
+    "Entry",
+    "Limits",
+    "NotRunning",
+    "PodState",
+    "Refused",
+    "Runtime",
+    "Scope",
+    "Settings",
+    "TimedOut",
+]
 
 
 def __getattr__(name: str) -> Any:

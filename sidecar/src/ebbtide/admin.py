@@ -1,7 +1,7 @@
 """The HTTP server for probes, for the preStop hook, and for people.
 
 It has threads of its own: a blocked event loop still answers, and is seen. `/livez`, `/readyz` and `/metrics` are open;
-`/drain` and `/debug/tasks` ask for the bearer token, or where there is none, for a caller on this machine.
+`/drain` and `/debug/...` ask for the bearer token, or where there is none, for a caller on this machine.
 """
 
 from __future__ import annotations
@@ -61,6 +61,16 @@ class AdminView(Protocol):
 
     def wait_drained(self, timeout_s: float) -> bool:
         """Wait until the process is drained; False when the time is over."""
+
+    def limits_view(self) -> Sequence[Mapping[str, Any]]:
+        """Return the limits of the process and its scopes, and how much of them is used."""
+
+    def change_limits(self, scope: str, texts: Mapping[str, str]) -> Mapping[str, Any]:
+        """Change limits by name; return what holds then.
+
+        Raises:
+            ValueError: The message names what cannot be used.
+        """
 
     def sample(self) -> Numbers: ...
 
@@ -164,11 +174,12 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
                     "/metrics": self._metrics,
                     "/drain": self._guarded(self._get_drain),
                     "/debug/tasks": self._guarded(self._tasks),
+                    "/debug/limits": self._guarded(self._limits),
                 }
             )
 
         def do_POST(self) -> None:
-            self._route({"/drain": self._guarded(self._start)})
+            self._route({"/drain": self._guarded(self._start), "/debug/limits": self._guarded(self._change_limits)})
 
         def do_DELETE(self) -> None:
             self._route({"/drain": self._guarded(self._undrain)})
@@ -251,6 +262,16 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
                 for task in tasks
             ]
             self._text(HTTPStatus.OK, "\n".join(lines) + "\n")
+
+        def _limits(self, _query: Mapping[str, str]) -> None:
+            self._json(HTTPStatus.OK, {"limits": list(view.limits_view())})
+
+        def _change_limits(self, query: Mapping[str, str]) -> None:
+            texts = {name: value for name, value in query.items() if name != "scope"}
+            try:
+                self._json(HTTPStatus.OK, view.change_limits(query.get("scope", ""), texts))
+            except ValueError as error:
+                self._text(HTTPStatus.BAD_REQUEST, f"{error}\n")
 
         def _text(self, status: HTTPStatus, text: str) -> None:
             self._send(status, text, "text/plain; charset=utf-8")

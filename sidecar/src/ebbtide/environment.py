@@ -25,6 +25,15 @@ DRAIN_TIMEOUT = "EBBTIDE_DRAIN_TIMEOUT_S"
 CANCEL_GRACE = "EBBTIDE_CANCEL_GRACE_S"
 GRACE_PERIOD = "EBBTIDE_GRACE_PERIOD_S"
 """The pod's terminationGracePeriodSeconds, against which the other durations are checked."""
+MAX_TASKS = "EBBTIDE_MAX_TASKS"
+"""Tasks at the same time, here and in the next three; 0: no limit."""
+TASKS_PER_S = "EBBTIDE_TASKS_PER_S"
+TASKS_BURST = "EBBTIDE_TASKS_BURST"
+BREAKER_TIMEOUTS = "EBBTIDE_BREAKER_TIMEOUTS"
+BREAKER_PAUSE = "EBBTIDE_BREAKER_PAUSE_S"
+ADMISSION = "EBBTIDE_ADMISSION"
+"""`refuse`, `wait` or `shed`."""
+ADMISSION_WAIT = "EBBTIDE_ADMISSION_WAIT_S"
 
 ADMIN_PORT = 8471
 TOKEN_AUDIENCE = "ebbtide"  # noqa: S105 (a name)

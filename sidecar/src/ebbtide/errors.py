@@ -13,14 +13,18 @@ class Refused(EbbtideError):
     Refusals are no failures of the work: do not count them against it, and retry elsewhere or later.
 
     Attributes:
-        why: Short reason: `draining`, `limit`.
+        why: Short reason: `draining`, `limit` (too many in flight), `rate` (too many new ones) or `breaker` (the last
+            ones timed out).
         retry_after_s: Seconds after which another try may be worth while; for HTTP, `Retry-After`.
+        scope: Where it was to start.
     """
 
-    def __init__(self, why: str, retry_after_s: float = 1.0) -> None:
-        super().__init__(f"not admitted: {why}; try again elsewhere, or in {retry_after_s:g} s")
+    def __init__(self, why: str, retry_after_s: float = 1.0, scope: str = "") -> None:
+        where = f" by {scope}" if scope else ""
+        super().__init__(f"not admitted{where}: {why}; try again elsewhere, or in {retry_after_s:.3g} s")
         self.why = why
         self.retry_after_s = retry_after_s
+        self.scope = scope
 
 
 class TimedOut(EbbtideError, TimeoutError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ebbtide.protocol import TASK_OUTCOMES, PodState
@@ -24,6 +24,12 @@ class Numbers:
     store_connected: bool | None = None
     """None where there is no store."""
     hook_failures: int = 0
+    refusals: Mapping[str, int] = field(default_factory=dict)
+    """Refused tasks by reason."""
+    max_tasks: int | None = None
+    """None: no limit."""
+    open_breakers: Sequence[str] = ()
+    """Scopes where nothing is started because tasks timed out."""
 
 
 def render(numbers: Numbers) -> str:
@@ -63,6 +69,15 @@ def render(numbers: Numbers) -> str:
     ]
     text = "Drain and exit hooks that failed or took too long."
     families.append(("ebbtide_hook_failures_total", "counter", text, [("", numbers.hook_failures)]))
+    text = "Tasks that were not admitted, by reason."
+    by_reason: list[tuple[str, float]] = [
+        (f'{{reason="{reason}"}}', count) for reason, count in numbers.refusals.items()
+    ]
+    families.append(("ebbtide_refused_total", "counter", text, by_reason))
+    if numbers.max_tasks is not None:
+        families.append(("ebbtide_tasks_limit", "gauge", "Most tasks at the same time.", [("", numbers.max_tasks)]))
+    text = "Scopes where nothing is started because the last tasks timed out."
+    families.append(("ebbtide_breakers_open", "gauge", text, [("", len(numbers.open_breakers))]))
     if numbers.store_connected is not None:
         text = "1 while the operator's relay (or etcd) is connected."
         families.append(("ebbtide_store_connected", "gauge", text, [("", int(numbers.store_connected))]))

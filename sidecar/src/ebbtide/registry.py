@@ -20,7 +20,9 @@ from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ebbtide.admission import DRAINING, WHY, Gate
 from ebbtide.errors import Refused, TimedOut
+from ebbtide.limits import Limits
 from ebbtide.protocol import TASK_OUTCOMES
 
 if TYPE_CHECKING:
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ebbtide")
 
 LATE = "late"
+CANCELLED = "cancelling"
+ABANDONED = "abandoned"
+
+FEW = 64
+SAMPLED = 0b111
+"""With more than `FEW` in flight, only tasks whose number has none of these bits tell how long they took."""
 
 current_entry: ContextVar[int] = ContextVar("ebbtide_entry", default=0)
 """Number of the entry that runs here; 0: none.
@@ -97,27 +105,38 @@ class Registry:
 
     Args:
         on_empty: Called, from whatever thread, when the last entry leaves while intake is closed.
+        limits: How much the process may start.
 
     Attributes:
         live: The entries in flight by number; None stands for one that is being admitted.
+        blocks: Numbers of those that are blocks: they run in what is there already, and no limit counts them.
         intake_open: False while new work is refused.
+        gate: The process's limits.
         home: Identity of the thread that counts without a lock; 0: none.
         loop: The loop that runs there.
     """
 
-    def __init__(self, on_empty: Callable[[], None]) -> None:
+    def __init__(self, on_empty: Callable[[], None], limits: Limits | None = None) -> None:
         self.live: dict[int, Live | None] = {}
+        self.blocks: set[int] = set()
         self.numbers = itertools.count(1)
         self.intake_open = True
         self.home = 0
         self.loop: asyncio.AbstractEventLoop | None = None
+        # What is called when a task ends: bound once, and not anew for each task.
+        self.on_task_ended_at_home = self._task_ended_at_home
+        self.on_task_ended = self._task_ended
         self._on_empty = on_empty
         # All keys from the start: a dict that does not grow may be read in one thread and counted up in another.
-        self._tally = dict.fromkeys((*TASK_OUTCOMES, LATE), 0)
+        self._tally = dict.fromkeys((*TASK_OUTCOMES, LATE, *WHY), 0)
         self._elsewhere = dict(self._tally)
         self._lock = threading.Lock()
-        self._cancelled: set[int] = set()
-        self._abandoned: set[int] = set()
+        self._finished = 0
+        """Of the tally, those that ended the usual way."""
+        self.marks: dict[int, str] = {}
+        """What there is to remember of entries in flight beyond that they are: CANCELLED or ABANDONED, by number."""
+        self.gate = Gate(self, limits or Limits())
+        self.bucket = self.gate.bucket
 
     def __len__(self) -> int:
         return len(self.live)
@@ -126,6 +145,11 @@ class Registry:
     def tally(self) -> dict[str, int]:
         """How many ended, by outcome; outcomes that did not happen are left out."""
         return {outcome: count for outcome in TASK_OUTCOMES if (count := self._total(outcome))}
+
+    @property
+    def refusals(self) -> dict[str, int]:
+        """How many were refused, by reason."""
+        return {why: self._total(why) for why in WHY}
 
     @property
     def late_arrivals(self) -> int:
@@ -137,24 +161,41 @@ class Registry:
         self.loop = loop
         self.home = get_ident()
 
+    def is_home(self) -> bool:
+        """Say whether this is the home thread."""
+        return get_ident() == self.home
+
+    def close_intake(self) -> None:
+        """Refuse new roots from now on, those that wait to be admitted among them."""
+        self.intake_open = False
+        self.gate.wake_everybody()
+
     def entries(self) -> list[Live]:
         """Return the entries in flight in the order of their admission: one atomic copy."""
         return [item for item in list(self.live.values()) if item is not None]
 
-    def question(self, number: int) -> None:
+    def question(self, number: int, scope: Scope, *, block: bool = False) -> None:
         """Decide on an inserted entry while intake is closed.
 
         Work that live work starts belongs to it and is admitted, or nothing could ever be finished.
 
         Raises:
-            Refused: No live entry asks; the entry is out again.
+            Refused: No live entry asks, or there are too many; the entry is out again.
         """
+        refusal: Refused | None = Refused(DRAINING, scope=scope.name)
         if current_entry.get() in self.live:
+            refusal = None if block else scope.gate.admit_late(number, scope)
+        if refusal is None:
             self.count(LATE)
             return
-        self.count("refused")
         self.withdraw(number)
-        raise Refused("draining")
+        raise self.turned_away(refusal)
+
+    def turned_away(self, refusal: Refused) -> Refused:
+        """Count a refusal, and return it."""
+        self.count("refused")
+        self.count(refusal.why)
+        return refusal
 
     def withdraw(self, number: int) -> None:
         """Take an entry out, as the last step of its end."""
@@ -162,29 +203,45 @@ class Registry:
         if not self.intake_open and not self.live:
             self._on_empty()
 
-    def task_ended(self, task: ManagedTask) -> None:
-        """Count a managed task: its done-callback."""
-        if not task.cancelled() and task.exception() is None:
-            task.scope.durations.append(monotonic() - task.started_at)
-            if self._cancelled or self._abandoned or get_ident() != self.home:
-                self.end(task.number, "finished")
-                return
-            # The usual end in the fewest steps: `end` spelled out.
-            self._tally["finished"] += 1
-            del self.live[task.number]
-            if not self.intake_open and not self.live:
-                self._on_empty()
-        else:
-            self.end(task.number, outcome_of(task, task.get_name(), task.scope.name, task.meta))
+    def _task_ended_at_home(self, task: ManagedTask) -> None:
+        """Count a managed task of the home loop: its done-callback. The usual end in the fewest steps."""
+        scope = task.scope
+        if self.marks or not scope.gate.plain or self.gate.waiters or task.cancelled() or task.exception() is not None:
+            self._task_ended(task)
+            return
+        number = task.number
+        live = self.live
+        if not number & SAMPLED or len(live) < FEW:
+            scope.durations.append(monotonic() - task.started_at)
+        self._finished += 1
+        del live[number]
+        if not self.intake_open and not live:
+            self._on_empty()
 
-    def end(self, number: int, outcome: str) -> None:
-        """Count how an entry ended and take it out; one that was abandoned is counted already."""
-        if self._cancelled:
-            self._cancelled.discard(number)
-        if not (self._abandoned and number in self._abandoned):
+    def _task_ended(self, task: ManagedTask) -> None:
+        """Count a managed task, however and wherever it ended: its done-callback in other threads."""
+        scope = task.scope
+        outcome = outcome_of(task, task)
+        if outcome == "finished":
+            scope.durations.append(monotonic() - task.started_at)
+        self.end(task.number, outcome, scope.gate)
+
+    def end(self, number: int, outcome: str, gate: Gate | None) -> None:
+        """Count how an entry ended and take it out; one that was abandoned is counted already.
+
+        Args:
+            number: Of the entry.
+            outcome: One of `TASK_OUTCOMES`.
+            gate: The one it came in by; None: none, it is a block.
+        """
+        if not (self.marks and self.marks.pop(number, "") == ABANDONED):
             self.count(outcome)
         # Last: who sees that nothing is left must find everything counted.
         self.withdraw(number)
+        if gate is None:
+            self.blocks.discard(number)
+        else:
+            gate.leave(number, outcome)
 
     def count(self, outcome: str) -> None:
         """Add one to a tally, from any thread."""
@@ -196,18 +253,18 @@ class Registry:
 
     def abandon(self) -> list[str]:
         """Count what is in flight as abandoned; return the names."""
-        left = [item for item in self.entries() if item.number not in self._abandoned]
-        self._abandoned.update(item.number for item in left)
-        for _ in left:
+        left = [item for item in self.entries() if self.marks.get(item.number) != ABANDONED]
+        for item in left:
+            self.marks[item.number] = ABANDONED
             self.count("abandoned")
         return [name_of(item) for item in left]
 
     def mark_cancelled(self, item: Live) -> None:
         """Remember that an entry was asked to end."""
-        self._cancelled.add(item.number)
+        self.marks.setdefault(item.number, CANCELLED)
 
     def was_cancelled(self, item: Live) -> bool:
-        return item.number in self._cancelled
+        return item.number in self.marks
 
     def oldest_age_s(self) -> float:
         """Return the age of the oldest entry; 0 without one."""
@@ -225,26 +282,27 @@ class Registry:
                 scope=item.scope.name,
                 meta=item.meta,
                 age_s=now - item.started_at,
-                state=self._state_of(item.number),
+                state=self.marks.get(item.number, "running"),
             )
             for item in self.entries()
         ]
 
-    def _state_of(self, number: int) -> str:
-        if number in self._abandoned:
-            return "abandoned"
-        return "cancelling" if number in self._cancelled else "running"
-
     def _total(self, outcome: str) -> int:
-        return self._tally[outcome] + self._elsewhere[outcome]
+        count = self._tally[outcome] + self._elsewhere[outcome]
+        return count + self._finished if outcome == "finished" else count
 
 
 def name_of(item: Live) -> str:
-    return item.get_name() if isinstance(item, ManagedTask) else item.name
+    """Return the name of an entry for people: what it was given, or its scope and number."""
+    if not isinstance(item, ManagedTask):
+        return item.name
+    name = item.get_name()
+    # Made up when somebody asks: for most tasks nobody does.
+    return f"{name}-{item.number}" if name == item.scope.name else name
 
 
-def outcome_of(task: asyncio.Task[Any], name: str, scope: str, meta: Mapping[str, Any] | None) -> str:
-    """Say how a task ended, and log what went wrong: the only place that does, so it is logged once."""
+def outcome_of(task: asyncio.Task[Any], item: Live) -> str:
+    """Say how the task of an entry ended, and log what went wrong: the only place that does, so it is logged once."""
     if task.cancelled():
         return "cancelled"
     # Looking at the exception also tells asyncio that somebody did.
@@ -252,7 +310,7 @@ def outcome_of(task: asyncio.Task[Any], name: str, scope: str, meta: Mapping[str
     if error is None:
         return "finished"
     if isinstance(error, TimedOut):
-        logger.warning("ebbtide: task %s of %s timed out: %r", name, scope, meta or {})
+        logger.warning("ebbtide: task %s of %s timed out: %r", name_of(item), item.scope.name, item.meta or {})
         return "timed_out"
-    logger.error("ebbtide: task %s of %s crashed: %r", name, scope, meta or {}, exc_info=error)
+    logger.error("ebbtide: task %s of %s crashed: %r", name_of(item), item.scope.name, item.meta or {}, exc_info=error)
     return "failed"

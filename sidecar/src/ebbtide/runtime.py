@@ -22,6 +22,7 @@ from ebbtide.environment import CA, ENDPOINTS, EXIT_MARGIN_S
 from ebbtide.errors import NotRunning
 from ebbtide.exposition import Numbers
 from ebbtide.hooks import Hook, Hooks
+from ebbtide.limits import Limits
 from ebbtide.machine import (
     AbandonTasks,
     CancelTasks,
@@ -73,7 +74,7 @@ class Runtime:
     def __init__(self, settings: Settings | None = None, *, watchdog: bool = True) -> None:
         self._settings = Settings.from_env(os.environ) if settings is None else settings
         self._watchdog = watchdog
-        self._registry = Registry(self._emptied)
+        self._registry = Registry(self._emptied, self._settings.limits)
         self._scopes: weakref.WeakValueDictionary[str, Scope] = weakref.WeakValueDictionary()
         self._conductor = Conductor(
             Machine(defaults=self._settings.durations), self._registry.__len__, self._carry_out, self._patrol
@@ -134,13 +135,27 @@ class Runtime:
             last.push_async_callback(self._drain_hooks_ended)
             await self._leave(crashed=crashed, why="" if error is None else repr(error))
 
-    def scope(self, name: str, *, timeout_s: float | None = None) -> Scope:
-        """Return the scope of that name; `timeout_s` limits each of its tasks.
+    def scope(self, name: str, *, timeout_s: float | None = None, limits: Limits | None = None) -> Scope:
+        """Return the scope of that name.
+
+        Args:
+            name: Unique in the process.
+            timeout_s: Limits each of its tasks, in seconds.
+            limits: How much it may start; the process's limits hold as well.
 
         Raises:
-            ValueError: It is in use with another limit.
+            ValueError: It is in use with other limits.
         """
-        return child_scope(self._scopes, self._registry, name, timeout_s, None)
+        return child_scope(self._scopes, self._registry, name, timeout_s, None, limits)
+
+    @property
+    def limits(self) -> Limits:
+        """How much the process may start; setting it takes effect at once, for what starts from now on."""
+        return self._registry.gate.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._registry.gate.change(limits)
 
     @property
     def state(self) -> PodState:
@@ -220,6 +235,18 @@ class Runtime:
         """Return every task in flight, in the order of admission."""
         return self._views.tasks()
 
+    def limits_view(self) -> Sequence[Mapping[str, Any]]:
+        """Return the limits of the process and of every scope, and how much of them is used."""
+        return self._views.limits()
+
+    def change_limits(self, scope: str, texts: Mapping[str, str]) -> Mapping[str, Any]:
+        """Change limits by name, from any thread; an empty scope stands for the process.
+
+        Raises:
+            ValueError: There is no such scope or limit, or its value cannot be used; the message names it.
+        """
+        return self._views.change_limits(scope, texts)
+
     def sample(self) -> Numbers:
         """Return what is counted, for the metrics."""
         return self._views.numbers(None if self._agent is None else self._agent.connected)
@@ -290,7 +317,7 @@ class Runtime:
                 self._ready = ready
                 self._set_draining(draining=machine.draining)
             case CloseIntake():
-                self._registry.intake_open = False
+                self._registry.close_intake()
             case OpenIntake():
                 self._registry.intake_open = True
             case CancelTasks(reason):

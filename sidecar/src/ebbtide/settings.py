@@ -13,6 +13,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from ebbtide import environment
+from ebbtide.limits import Admission, Limits
 from ebbtide.machine import Durations
 from ebbtide.protocol import DEFAULT_PREFIX, Keys
 
@@ -47,6 +48,8 @@ class Settings:
         )
     )
     """What a drain by SIGTERM or preStop may take; an order brings its own."""
+    limits: Limits = field(default_factory=Limits.defaults)
+    """How much the process may start."""
     grace_period_s: float | None = None
     """The pod's terminationGracePeriodSeconds; None: not known."""
     problems: tuple[str, ...] = ()
@@ -81,6 +84,7 @@ class Settings:
             admin_port=port,
             admin_token=reader.text(environment.ADMIN_TOKEN),
             durations=durations,
+            limits=reader.limits(),
             grace_period_s=grace_period_s if grace_period_s >= 0 else None,
         )
         reader.check_budget(settings)
@@ -135,6 +139,40 @@ class _Reader:
                 return ()
         return urls
 
+    def limits(self) -> Limits:
+        """Read the limits; 0 stands for none."""
+        default = Limits.defaults()
+        rate_per_s = self._number(environment.TASKS_PER_S, default.rate_per_s, whole=False)
+        burst = self._number(environment.TASKS_BURST, default.burst, whole=True)
+        mode = self.text(environment.ADMISSION) or str(default.admission)
+        if mode not in set(Admission):
+            wanted = f"must be {', '.join(Admission)}"
+            self._refuse(environment.ADMISSION, wanted, mode, str(default.admission))
+            mode = str(default.admission)
+        return Limits(
+            max_tasks=_whole(self._number(environment.MAX_TASKS, default.max_tasks, whole=True)),
+            rate_per_s=rate_per_s,
+            burst=None if rate_per_s is None else _whole(burst),
+            breaker_timeouts=_whole(self._number(environment.BREAKER_TIMEOUTS, default.breaker_timeouts, whole=True)),
+            breaker_pause_s=self.seconds(environment.BREAKER_PAUSE, default.breaker_pause_s or 0.0),
+            admission=Admission(mode),
+            wait_s=self.seconds(environment.ADMISSION_WAIT, default.wait_s or 0.0),
+        )
+
+    def _number(self, name: str, default: float | None, *, whole: bool) -> float | None:
+        text = self.text(name)
+        if not text:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value < 1e9 or (whole and value != int(value)):
+            kind = "a whole number" if whole else "a number"
+            self._refuse(name, f"must be {kind}, or 0 for no limit", text, f"{default or 0:g}")
+            return default
+        return value or None
+
     def prefix(self) -> str:
         text = self.text(environment.PREFIX) or DEFAULT_PREFIX
         try:
@@ -165,3 +203,7 @@ class _Reader:
 
     def _refuse(self, name: str, wanted: str, found: str, instead: str) -> None:
         self.problems.append(f"{name}: {wanted}, not {found!r}; using {instead}")
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)

@@ -80,6 +80,22 @@ class Views:
             for entry in self._registry.view()
         ]
 
+    def limits(self) -> Sequence[Mapping[str, Any]]:
+        """Return the limits of the process and of every scope, the process first."""
+        return [gate.view() for gate in self._registry.gate.every()]
+
+    def change_limits(self, scope: str, texts: Mapping[str, str]) -> Mapping[str, Any]:
+        """Change the limits of a scope, or with an empty name of the process; return what holds now.
+
+        Raises:
+            ValueError: There is no such scope, or a value cannot be used.
+        """
+        for gate in self._registry.gate.every():
+            if gate.name == scope:
+                gate.change(gate.own_limits.changed(texts))
+                return gate.view()
+        raise ValueError(f"scope: there is no {scope!r} in this process")
+
     def numbers(self, store_connected: bool | None) -> Numbers:
         """Return what the metrics are made of; `store_connected` is None where there is no store."""
         machine = self._machine()
@@ -92,6 +108,9 @@ class Views:
             drain_age_s=None if started is None else time.monotonic() - started,
             late_arrivals=self._registry.late_arrivals,
             store_connected=store_connected,
+            refusals=self._registry.refusals,
+            max_tasks=self._registry.gate.limits.max_tasks,
+            open_breakers=[gate.name for gate in self._registry.gate.every() if gate.stopped],
             hook_failures=sum(hooks.failures for hooks in self._hooks),
         )
 

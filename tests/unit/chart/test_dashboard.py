@@ -25,7 +25,7 @@ OF_OPERATOR["ebbtide_build_info"] = set()
 for metric in vars(Metrics()).values():
     if isinstance(metric, Counter | Gauge | Histogram):
         OF_OPERATOR[metric._name + ("_total" if isinstance(metric, Counter) else "")] = set(metric._labelnames)
-NUMBERS = Numbers(state=PodState.SERVING, active=1, oldest_age_s=1, store_connected=True)
+NUMBERS = Numbers(state=PodState.SERVING, active=1, oldest_age_s=1, store_connected=True, max_tasks=1000)
 OF_PODS = {line.split()[2] for line in render(NUMBERS).splitlines() if line.startswith("# TYPE")}
 
 
@@ -53,7 +53,7 @@ def test_matchers_name_labels_that_exist() -> None:
     asked = [found for text in expressions for found in SELECTOR.findall(text)]
     assert len(asked) > 40
     for name, matchers in asked:
-        labels = OF_OPERATOR.get(name.removesuffix("_bucket"), {"namespace", "pod", "outcome", "state"})
+        labels = OF_OPERATOR.get(name.removesuffix("_bucket"), {"namespace", "pod", "outcome", "reason", "state"})
         assert set(re.findall(r"(\w+)(?:=|!)", matchers)) <= {"job", *labels}, name
 
 

@@ -46,6 +46,14 @@ class View:
     def wait_drained(self, timeout_s: float) -> bool:
         return self.drained.wait(timeout_s)
 
+    def limits_view(self) -> Sequence[Mapping[str, Any]]:
+        return [{"scope": "", "in_flight": 2}]
+
+    def change_limits(self, scope: str, texts: Mapping[str, str]) -> Mapping[str, Any]:
+        if scope != "orders":
+            raise ValueError(f"scope: there is no {scope!r} in this process")
+        return {"scope": scope, **texts}
+
     def sample(self) -> Numbers:
         return Numbers(state=self.state, active=2, oldest_age_s=1.5, tally={"finished": 3})
 
@@ -143,6 +151,8 @@ def test_a_wrong_parameter_is_named_and_starts_nothing(view: View, client: Clien
         ("POST", "/drain"),
         ("DELETE", "/drain"),
         ("GET", "/debug/tasks"),
+        ("GET", "/debug/limits"),
+        ("POST", "/debug/limits?scope=orders&max_tasks=5"),
     ],
 )
 def test_everything_but_probes_and_metrics_needs_the_token(view: View, guarded: Client, method: str, path: str) -> None:
@@ -163,6 +173,16 @@ def test_tasks_are_listed_for_people_and_for_programs(client: Client) -> None:
     assert "1 tasks in flight, state Serving" in text
     assert "order-42" in text
     assert json.loads(client.ask("GET", "/debug/tasks?format=json")[1])["tasks"][0]["id"] == 7
+
+
+def test_limits_are_shown_and_changed_while_the_process_runs(client: Client) -> None:
+    assert json.loads(client.ask("GET", "/debug/limits")[1])["limits"] == [{"scope": "", "in_flight": 2}]
+    status, body = client.ask("POST", "/debug/limits?scope=orders&max_tasks=5")
+    assert (status, json.loads(body)) == (200, {"scope": "orders", "max_tasks": "5"})
+    assert client.ask("POST", "/debug/limits?scope=nowhere&max_tasks=5") == (
+        400,
+        "scope: there is no 'nowhere' in this process\n",
+    )
 
 
 def test_metrics_have_help_and_type_and_every_state(client: Client) -> None:

@@ -83,6 +83,7 @@ async def test_cancelling_a_scope_cancels_what_is_inside_it_and_nothing_else() -
 
 async def test_thousands_of_tasks_are_cancelled_in_portions() -> None:
     async with a_runtime() as runtime:
+        runtime.limits = ebbtide.Limits()
         scope = runtime.scope("orders")
         tasks = [scope.spawn(asyncio.sleep(3600)) for _ in range(2000)]
         scope.cancel("test")
@@ -328,3 +329,27 @@ async def test_the_log_has_no_second_word_on_a_crash_that_nobody_awaited(caplog:
             await until(lambda: runtime.tasks_left == 0)
             gc.collect()
     assert len(caplog.records) == 1
+
+
+async def test_a_crash_is_logged_in_the_context_of_its_task(caplog: Any) -> None:
+    trace = contextvars.ContextVar("trace", default="")
+    seen: list[str] = []
+
+    class Witness(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            seen.append(trace.get())
+            return True
+
+    async def crash() -> None:
+        trace.set("set by the task")
+        raise ValueError("boom")
+
+    witness = Witness()
+    logging.getLogger("ebbtide").addFilter(witness)
+    try:
+        async with a_runtime() as runtime:
+            runtime.scope("orders").spawn(crash())
+            await until(lambda: runtime.tasks_left == 0)
+            assert seen == ["set by the task"]
+    finally:
+        logging.getLogger("ebbtide").removeFilter(witness)

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebbtide import environment
+from ebbtide.limits import Limits
 from ebbtide.machine import Durations
 from ebbtide.settings import Settings
 
@@ -46,6 +47,12 @@ def test_no_environment_keeps_an_application_from_starting(environ: dict[str, st
         (environment.ADMIN_ADDRESS, "localhost:http"),
         (environment.ENDPOINTS, "ebbtide:443"),
         (environment.PREFIX, "ebbtide/"),
+        (environment.MAX_TASKS, "many"),
+        (environment.MAX_TASKS, "1.5"),
+        (environment.TASKS_PER_S, "-1"),
+        (environment.BREAKER_TIMEOUTS, "inf"),
+        (environment.ADMISSION, "queue"),
+        (environment.ADMISSION_WAIT, "soon"),
     ],
 )
 def test_a_wrong_value_names_its_variable_and_what_is_used_instead(name: str, value: str) -> None:
@@ -69,3 +76,19 @@ def test_a_grace_period_that_is_too_short_names_every_number() -> None:
 
 def test_a_grace_period_that_fits_is_no_problem() -> None:
     assert Settings.from_env({environment.GRACE_PERIOD: "80"}).problems == ()
+
+
+def test_limits_are_read_and_zero_stands_for_none() -> None:
+    environ = {
+        environment.MAX_TASKS: "0",
+        environment.TASKS_PER_S: "50.5",
+        environment.TASKS_BURST: "10",
+        environment.BREAKER_TIMEOUTS: "3",
+        environment.ADMISSION: "wait",
+        environment.ADMISSION_WAIT: "2",
+    }
+    limits = Settings.from_env(environ).limits
+    assert (limits.max_tasks, limits.rate_per_s, limits.burst) == (None, 50.5, 10)
+    assert (limits.breaker_timeouts, limits.admission, limits.wait_s) == (3, "wait", 2)
+    assert Settings.from_env({environment.TASKS_PER_S: "0"}).limits.rate_per_s is None
+    assert Settings.from_env({}).limits == Limits.defaults()

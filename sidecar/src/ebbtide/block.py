@@ -1,0 +1,64 @@
+"""A `with` block that counts as work in flight, in the task or the thread that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ebbtide.errors import Refused
+from ebbtide.registry import Entry, Registry, current_entry
+
+if TYPE_CHECKING:
+    from ebbtide.scope import Scope
+
+
+class Block(Entry):
+    """What `Scope.track` returns: an entry from the start of a `with` block to its end."""
+
+    __slots__ = ("_before", "_registry")
+
+    def __init__(  # the entry's own `__init__` is for one that lives already
+        self, registry: Registry, scope: Scope, name: str | None, meta: Mapping[str, Any] | None
+    ) -> None:
+        self._registry = registry
+        self.kind = "block"
+        self.scope = scope
+        self.name = name or scope.name
+        self.meta = meta
+        self.task = None
+
+    def __enter__(self) -> Self:
+        registry = self._registry
+        self.number = number = next(registry.numbers)
+        self.started_at = monotonic()
+        registry.blocks.add(number)
+        registry.live[number] = self
+        if not registry.intake_open:
+            try:
+                registry.question(number, self.scope, block=True)
+            except Refused:
+                registry.blocks.discard(number)
+                raise
+        try:
+            self.task = asyncio.current_task()
+        except RuntimeError:  # no loop in this thread
+            self.task = None
+        self._before = current_entry.get()
+        current_entry.set(number)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Restored by value: in an async generator the token belongs to another context.
+        current_entry.set(self._before)
+        self.task = None
+        if kind is None:
+            self.scope.durations.append(monotonic() - self.started_at)
+            self._registry.end(self.number, "finished", None)
+        else:
+            outcome = "cancelled" if issubclass(kind, asyncio.CancelledError) else "failed"
+            self._registry.end(self.number, outcome, None)

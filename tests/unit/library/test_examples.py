@@ -1,0 +1,34 @@
+"""The examples of the library's pages run as they are printed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGES = sorted(Path(__file__).parents[3].joinpath("docs/library").glob("*.md"))
+EXAMPLES = [
+    pytest.param(example, id=f"{page.stem}-{place}")
+    for page in PAGES
+    for place, example in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE), 1)
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_runs(example: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", example],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_every_page_has_an_example() -> None:
+    assert PAGES
+    for page in PAGES:
+        assert "```python\n" in page.read_text(), page.name
