@@ -1,7 +1,8 @@
 """What a managed rollout of idle pods costs, against a plain one in the same cluster: `make bench-rollout`.
 
-Each round rolls a plain Deployment and a managed one, one after the other. Pods are idle: what is left is Ebbtide's own
-share. With more pods than the machine has strength for, the figures are those of the machine.
+Each round rolls a plain Deployment and a managed one, one after the other, and scales the managed one down and up. Pods
+are idle: what is left is Ebbtide's own share. While pods start, the figures are also those of the machine: on two cores
+the controller-manager waits for the CPU. In a scale-down nothing starts.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Figures:
     plain_s: list[float] = field(default_factory=list)
     managed_s: list[float] = field(default_factory=list)
     releases_s: list[float] = field(default_factory=list)
+    quiet_releases_s: list[float] = field(default_factory=list)
+    """Those of scale-downs."""
     cpu_s: float = 0.0
     writes: int = 0
     replaced: int = 0
@@ -73,7 +76,9 @@ async def measure(installation: Installation, namespace: str, replicas: int, rou
                         if write.user.startswith(f"system:serviceaccount:{NAMESPACE}:")
                     )
                     figures.replaced += replicas
-            figures.releases_s = release_latencies(watch.events)
+                    figures.releases_s += release_latencies(watch.events)
+                    figures.quiet_releases_s += await _scale_down_and_up(watch, worker, replicas)
+                    watch.events.clear()
     return figures
 
 
@@ -90,6 +95,16 @@ async def _roll(watch: PodWatch, worker: Deployment, version: str, replicas: int
     return time.monotonic() - began
 
 
+async def _scale_down_and_up(watch: PodWatch, worker: Deployment, replicas: int) -> list[float]:
+    watch.events.clear()
+    await asyncio.to_thread(worker.scale, 1)
+    await watch.until(f"{worker.name} has one pod", lambda: len(watch.of(worker.name)) == 1, WITHIN_S)
+    releases = release_latencies(watch.events)
+    await asyncio.to_thread(worker.scale, replicas)
+    await asyncio.to_thread(worker.wait_ready, replicas, 300)
+    return releases
+
+
 def _cpu_s(installation: Installation) -> float:
     return installation.metric("process_cpu_seconds_total")
 
@@ -99,9 +114,10 @@ def show(figures: Figures, replicas: int) -> None:
     plain_s, managed_s = statistics.median(figures.plain_s), statistics.median(figures.managed_s)
     print(f"\nrollouts of {replicas} idle pods, {len(figures.plain_s)} of each kind, median")
     print(f"  plain {plain_s:.1f} s, managed {managed_s:.1f} s, ratio {managed_s / plain_s:.2f}")
-    p50, p99 = (percentile(figures.releases_s, q) for q in (50, 99))
-    print(f"released to deleted, {len(figures.releases_s)} pods: p50 {p50:.3f} s, p99 {p99:.3f} s", end=" ")
-    print(f"(target {TARGET_RELEASE_S} s)")
+    for when, releases_s in (("rollouts", figures.releases_s), ("scale-downs", figures.quiet_releases_s)):
+        p50, p99 = (percentile(releases_s, q) for q in (50, 99))
+        print(f"released to deleted, {len(releases_s)} pods of {when}: p50 {p50:.3f} s, p99 {p99:.3f} s", end=" ")
+        print(f"(target {TARGET_RELEASE_S} s)")
     cpu_s = figures.cpu_s / figures.replaced * 1000
     print(f"operator, both replicas: {cpu_s:.1f} CPU seconds per 1,000 replaced pods (target {TARGET_CPU_S:.0f})")
     print(f"writes to pods, Drains and Events by Ebbtide: {figures.writes / figures.replaced:.1f} per replaced pod")
@@ -113,8 +129,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4, help="rollouts of each (default: %(default)s)")
     parser.add_argument("--cluster", default="ebbtide-bench", help="taken down at the end (default: %(default)s)")
     parser.add_argument("--keep", action="store_true", help="leave the cluster up")
+    parser.add_argument(
+        "--controller-manager-qps", type=float, help="client rate of the controller-manager (its own default: 20/s)"
+    )
     options = parser.parse_args()
-    cluster = localcluster.up(options.cluster)
+    cluster = localcluster.up(options.cluster, controller_manager_qps=options.controller_manager_qps)
     try:
         installation = install(cluster)
         eventually("the operator serves", installation.ready)
