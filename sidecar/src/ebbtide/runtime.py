@@ -45,7 +45,7 @@ from ebbtide.machine import (
 )
 from ebbtide.protocol import PodState
 from ebbtide.registry import Registry
-from ebbtide.scope import Scope, child_scope
+from ebbtide.scope import OnCrash, Scope, child_scope
 from ebbtide.settings import Settings
 from ebbtide.signals import Signals
 from ebbtide.views import Views
@@ -74,10 +74,10 @@ class Runtime:
     def __init__(self, settings: Settings | None = None, *, watchdog: bool = True) -> None:
         self._settings = Settings.from_env(os.environ) if settings is None else settings
         self._watchdog = watchdog
-        self._registry = Registry(self._emptied, self._settings.limits)
+        self._registry = Registry(self._emptied, self._settings.limits, self._settings.durations.cancel_grace_s)
         self._scopes: weakref.WeakValueDictionary[str, Scope] = weakref.WeakValueDictionary()
         self._conductor = Conductor(
-            Machine(defaults=self._settings.durations), self._registry.__len__, self._carry_out, self._patrol
+            Machine(defaults=self._settings.durations), self._registry.awaited, self._carry_out, self._patrol
         )
         self._admin = AdminServer(
             self, self._settings.admin_host, self._settings.admin_port, self._settings.admin_token
@@ -135,18 +135,26 @@ class Runtime:
             last.push_async_callback(self._drain_hooks_ended)
             await self._leave(crashed=crashed, why="" if error is None else repr(error))
 
-    def scope(self, name: str, *, timeout_s: float | None = None, limits: Limits | None = None) -> Scope:
+    def scope(
+        self,
+        name: str,
+        *,
+        timeout_s: float | None = None,
+        limits: Limits | None = None,
+        on_crash: OnCrash | None = None,
+    ) -> Scope:
         """Return the scope of that name.
 
         Args:
             name: Unique in the process.
             timeout_s: Limits each of its tasks, in seconds.
             limits: How much it may start; the process's limits hold as well.
+            on_crash: What a crash does to the rest of the scope; None: nothing.
 
         Raises:
             ValueError: It is in use with other limits.
         """
-        return child_scope(self._scopes, self._registry, name, timeout_s, None, limits)
+        return child_scope(self._scopes, self._registry, name, timeout_s, None, limits, on_crash)
 
     @property
     def limits(self) -> Limits:
@@ -322,10 +330,10 @@ class Runtime:
                 self._registry.intake_open = True
             case CancelTasks(reason):
                 logger.warning("ebbtide: cancelling %d tasks: %s", len(self._registry), reason)
-                cancel_everywhere(self._registry, reason)
+                grace_s = max(0.0, machine.deadline_at - time.monotonic())
+                cancel_everywhere(self._registry, self._registry.entries(), reason, grace_s)
             case AbandonTasks():
-                names = self._registry.abandon()
-                logger.error("ebbtide: abandoned %d tasks: %s", len(names), ", ".join(names[:20]))
+                self._registry.abandon(self._registry.entries(), "when the drain's budget was spent")
             case Report():
                 logger.info("ebbtide: %s, %d tasks", machine.state, len(self._registry))
                 if self._agent is not None:

@@ -108,6 +108,7 @@ class Views:
             drain_age_s=None if started is None else time.monotonic() - started,
             late_arrivals=self._registry.late_arrivals,
             store_connected=store_connected,
+            restarts=self._registry.restarts,
             refusals=self._registry.refusals,
             max_tasks=self._registry.gate.limits.max_tasks,
             open_breakers=[gate.name for gate in self._registry.gate.every() if gate.stopped],
