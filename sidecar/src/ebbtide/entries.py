@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ebbtide.errors import TimedOut
-from ebbtide.frames import frame_of, frame_of_thread, place
+from ebbtide.frames import frames_of_task, frames_of_thread, place_of, stack_of
 
 if TYPE_CHECKING:
     from ebbtide.scope import Scope
@@ -98,8 +99,9 @@ def where(item: Live) -> str:
     """Return the place where an entry is, for people."""
     task = task_of(item)
     if task is not None:
-        return place(frame_of(task))
-    return place(frame_of_thread(item.thread) if isinstance(item, Entry) else None)
+        return place_of(stack_of(frames_of_task(task)))
+    thread = item.thread if isinstance(item, Entry) else 0
+    return place_of(stack_of(frames_of_thread(sys._current_frames().get(thread))))  # noqa: SLF001 (documented, for debuggers)
 
 
 def outcome_of(task: asyncio.Task[Any], item: Live) -> str:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -48,6 +48,7 @@ from ebbtide.registry import Registry
 from ebbtide.scope import OnCrash, Scope, child_scope
 from ebbtide.settings import Settings
 from ebbtide.signals import Signals
+from ebbtide.threads import in_daemon_thread
 from ebbtide.views import Views
 
 logger = logging.getLogger("ebbtide")
@@ -82,7 +83,7 @@ class Runtime:
         self._admin = AdminServer(
             self, self._settings.admin_host, self._settings.admin_port, self._settings.admin_token
         )
-        self._signals = Signals(self._on_signal)
+        self._signals = Signals(self._on_signal, lambda: self._conductor.do(self._log_dump))
         self._displaced: tuple[str, ...] = ()
         self._agent: Agent | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -127,10 +128,10 @@ class Runtime:
         crashed = error is not None and not isinstance(error, asyncio.CancelledError)
         async with AsyncExitStack() as last:
             last.callback(self._conductor.stop)
-            last.push_async_callback(_in_daemon_thread, self._admin.stop)
+            last.push_async_callback(in_daemon_thread, self._admin.stop)
             last.callback(self._signals.uninstall)
             if self._agent is not None:
-                last.push_async_callback(_in_daemon_thread, self._say_goodbye)
+                last.push_async_callback(in_daemon_thread, self._say_goodbye)
             last.push_async_callback(self._exit_hooks.run)
             last.push_async_callback(self._drain_hooks_ended)
             await self._leave(crashed=crashed, why="" if error is None else repr(error))
@@ -243,6 +244,21 @@ class Runtime:
         """Return every task in flight, in the order of admission."""
         return self._views.tasks()
 
+    def dump(self, query: Mapping[str, str] | None = None) -> str:
+        """Return what is in flight, grouped by where it waits.
+
+        Call it in a thread other than the loop's where there is a lot: a hundred thousand tasks take some hundred
+        milliseconds.
+
+        Args:
+            query: As for `/debug/tasks`: `format` (`text`, `json`, `collapsed`), `scope`, `state`, `kind`, `name`,
+                `older` (seconds), `limit`.
+
+        Raises:
+            ValueError: A parameter cannot be used; the message names it.
+        """
+        return self._views.dump(query or {})
+
     def limits_view(self) -> Sequence[Mapping[str, Any]]:
         """Return the limits of the process and of every scope, and how much of them is used."""
         return self._views.limits()
@@ -307,6 +323,12 @@ class Runtime:
         durations = None if count == 1 else Durations(0.0, 0.0, grace_s)
         self._conductor.post(DrainRequested(Reason(Source.SIGNAL, name), durations, leave=True))
 
+    def _log_dump(self) -> None:
+        """Write what is in flight to the log, in a thread of its own: the conductor keeps deadlines."""
+        threading.Thread(
+            target=lambda: logger.warning("ebbtide: SIGUSR1: %s", self.dump()), name="ebbtide-dump", daemon=True
+        ).start()
+
     def _patrol(self) -> None:
         displaced = self._signals.displaced
         if displaced and displaced != self._displaced:
@@ -360,21 +382,3 @@ class Runtime:
     async def _drain_hooks_ended(self) -> None:
         if self._running_hooks:
             await asyncio.wait(self._running_hooks)
-
-
-async def _in_daemon_thread(function: Callable[[], object]) -> None:
-    """Run a function off the loop; not in asyncio's executor, all of whose threads may hang in the application's work.
-
-    An exception of the function goes to `threading.excepthook`.
-    """
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-
-    def run() -> None:
-        try:
-            function()
-        finally:
-            call_in(loop, done.set)
-
-    threading.Thread(target=run, name="ebbtide-goodbye", daemon=True).start()
-    await done.wait()

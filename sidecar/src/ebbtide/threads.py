@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,6 +11,7 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, TypeVar
 
+from ebbtide.cancelling import call_in
 from ebbtide.entries import Entry, current_entry, log_crash
 
 if TYPE_CHECKING:
@@ -51,3 +53,21 @@ def _run(entry: Entry, future: Future[T], function: Callable[[], T]) -> None:
     else:
         scope.end(entry, "finished")
         future.set_result(result)
+
+
+async def in_daemon_thread(function: Callable[[], object]) -> None:
+    """Run a function off the loop; not in asyncio's executor, all of whose threads may hang in the application's work.
+
+    An exception of the function goes to `threading.excepthook`.
+    """
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def run() -> None:
+        try:
+            function()
+        finally:
+            call_in(loop, done.set)
+
+    threading.Thread(target=run, name="ebbtide-goodbye", daemon=True).start()
+    await done.wait()

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
+from ebbtide.dump import Question, dump, render
 from ebbtide.estimate import eta_s
 from ebbtide.exposition import Numbers
 from ebbtide.hooks import Hooks
@@ -79,6 +80,14 @@ class Views:
             }
             for entry in self._registry.view()
         ]
+
+    def dump(self, query: Mapping[str, str]) -> str:
+        """Return what is in flight, grouped by where it waits; some hundred milliseconds for a hundred thousand.
+
+        Raises:
+            ValueError: A parameter cannot be used; the message names it.
+        """
+        return render(dump(self._registry, Question.of(query)))
 
     def limits(self) -> Sequence[Mapping[str, Any]]:
         """Return the limits of the process and of every scope, the process first."""
