@@ -156,6 +156,13 @@ def pods() -> list[Any]:
             [(by("namespace", f"ebbtide_breakers_open{{{PODS}}}"), "{{namespace}}")],
         ),
         panels.graph(
+            "Restarts of supervised work",
+            "Times that supervised work was started again after a crash. Normal: 0. The pod's log has each crash once, "
+            "with the name of the task.",
+            [(per_minute("namespace", "ebbtide_restarts_total", PODS), "{{namespace}}")],
+            unit="cpm",
+        ),
+        panels.graph(
             "Failed hooks",
             "Drain and exit hooks of the application that failed or took too long. Normal: 0. The pod drains all the "
             "same; its log has the hook's name and error.",

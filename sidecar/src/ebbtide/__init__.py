@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from ebbtide.entries import Entry
 from ebbtide.errors import EbbtideError, NotRunning, Refused, TimedOut
 from ebbtide.limits import Admission, Limits
+from ebbtide.protection import protect
 from ebbtide.protocol import PodState
-from ebbtide.registry import Entry
+from ebbtide.restarts import Restart
 from ebbtide.runtime import Runtime
-from ebbtide.scope import Scope
+from ebbtide.scope import OnCrash, Scope
 from ebbtide.settings import Settings
 
 __all__ = [
@@ -18,12 +20,15 @@ __all__ = [
     "Entry",
     "Limits",
     "NotRunning",
+    "OnCrash",
     "PodState",
     "Refused",
+    "Restart",
     "Runtime",
     "Scope",
     "Settings",
     "TimedOut",
+    "protect",
 ]
 
 

@@ -35,7 +35,7 @@ LONGEST_WAIT_S = 7 * 86400.0
 class AdminView(Protocol):
     """What the server asks of the runtime.
 
-    Every method may be called from any thread; all but `wait_drained` return at once.
+    Every method may be called from any thread; all but `wait_drained` and `dump` return at once.
     """
 
     @property
@@ -50,8 +50,12 @@ class AdminView(Protocol):
     def drain_view(self) -> Mapping[str, Any]:
         """Return the drain as JSON: state, reason, tasks, times."""
 
-    def tasks(self) -> Sequence[Mapping[str, Any]]:
-        """Return every task in flight: id, name, kind, scope, age_s, state, meta."""
+    def dump(self, query: Mapping[str, str]) -> str:
+        """Return every task in flight, as `ebbtide.dump.Question` has it.
+
+        Raises:
+            ValueError: The message names the parameter that cannot be used.
+        """
 
     def request_drain(self, source: Source, text: str, *, leave: bool) -> None:
         """Start a drain; `leave`: exit once drained."""
@@ -252,16 +256,13 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
             self._json(HTTPStatus.OK if back else HTTPStatus.CONFLICT, view.drain_view())
 
         def _tasks(self, query: Mapping[str, str]) -> None:
-            tasks = view.tasks()
-            if query.get("format") == "json":
-                self._json(HTTPStatus.OK, {"count": len(tasks), "tasks": list(tasks)})
+            try:
+                text = view.dump(query)
+            except ValueError as error:
+                self._text(HTTPStatus.BAD_REQUEST, f"{error}\n")
                 return
-            lines = [f"{len(tasks)} tasks in flight, state {view.state}"]
-            lines += [
-                f"{task['id']:>8}  {task['age_s']:>9.1f} s  {task['state']:<10} {task['scope']}  {task['name']}"
-                for task in tasks
-            ]
-            self._text(HTTPStatus.OK, "\n".join(lines) + "\n")
+            kind = "application/json" if query.get("format") == "json" else "text/plain; charset=utf-8"
+            self._send(HTTPStatus.OK, text, kind)
 
         def _limits(self, _query: Mapping[str, str]) -> None:
             self._json(HTTPStatus.OK, {"limits": list(view.limits_view())})

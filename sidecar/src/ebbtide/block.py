@@ -8,8 +8,9 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ebbtide.entries import Entry, current_entry
 from ebbtide.errors import Refused
-from ebbtide.registry import Entry, Registry, current_entry
+from ebbtide.registry import Registry
 
 if TYPE_CHECKING:
     from ebbtide.scope import Scope

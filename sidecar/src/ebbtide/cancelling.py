@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from ebbtide.registry import Live, ManagedTask, Registry
+from ebbtide.entries import Live, task_of
+from ebbtide.protection import cancel_softly
+from ebbtide.registry import Registry
 
 logger = logging.getLogger("ebbtide")
 
@@ -19,18 +21,25 @@ CHUNK = 250
 Portion = Sequence[tuple[Live, asyncio.Task[Any]]]
 
 
-def cancel_everywhere(registry: Registry, reason: str) -> None:
-    """Cancel everything in flight, from any thread; a loop that is blocked does it when it goes on."""
+def cancel_everywhere(registry: Registry, entries: Sequence[Live], reason: str, grace_s: float) -> None:
+    """Cancel entries, from any thread; a loop that is blocked does it when it goes on.
+
+    Args:
+        registry: Where they are.
+        entries: Which.
+        reason: For the tasks, and for who reads their errors.
+        grace_s: Seconds that they have for their end.
+    """
     by_loop: defaultdict[asyncio.AbstractEventLoop, list[tuple[Live, asyncio.Task[Any]]]] = defaultdict(list)
-    for item, task in _tasks_of(registry.entries()):
+    for item, task in _tasks_of(entries):
         by_loop[task.get_loop()].append((item, task))
     for loop, portion in by_loop.items():
-        call_in(loop, partial(_cancel, registry, portion, reason))
+        call_in(loop, partial(_cancel, registry, portion, reason, grace_s))
 
 
 def cancel_here(registry: Registry, chosen: Sequence[Live], reason: str) -> None:
     """Cancel entries of the loop that runs this thread."""
-    _cancel(registry, _tasks_of(chosen), reason)
+    _cancel(registry, _tasks_of(chosen), reason, registry.grace_s)
 
 
 def call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
@@ -45,17 +54,22 @@ def _tasks_of(entries: Sequence[Live]) -> Portion:
     """Pair each task with one of its entries: a task with several blocks is still cancelled once."""
     found: dict[asyncio.Task[Any], Live] = {}
     for item in entries:
-        task = item if isinstance(item, ManagedTask) else item.task
+        task = task_of(item)
         if task is not None and not task.done():
             found.setdefault(task, item)
     return [(item, task) for task, item in found.items()]
 
 
-def _cancel(registry: Registry, portion: Portion, reason: str) -> None:
+def _cancel(registry: Registry, portion: Portion, reason: str, grace_s: float) -> None:
     for item, task in portion[:CHUNK]:
         # What ended while it waited for its turn may be a task that goes on without its block.
-        if item.number in registry.live and not task.done():
+        if item.number in registry.live and not task.done() and not registry.cancelled_lately(item.number):
             registry.mark_cancelled(item)
-            task.cancel(reason)
+            cancel_softly(task, partial(_deliver, task, reason), grace_s)
     if len(portion) > CHUNK:
-        asyncio.get_running_loop().call_soon(_cancel, registry, portion[CHUNK:], reason)
+        asyncio.get_running_loop().call_soon(_cancel, registry, portion[CHUNK:], reason, grace_s)
+
+
+def _deliver(task: asyncio.Task[Any], reason: str) -> None:
+    if not task.done():
+        task.cancel(reason)

@@ -44,7 +44,7 @@ class Conductor:
         self._patrol = patrol
         # SimpleQueue may be put to from a signal handler that interrupts another put in the same thread; a lock and a
         # condition may not.
-        self._events: SimpleQueue[tuple[Event, threading.Event | None] | None] = SimpleQueue()
+        self._events: SimpleQueue[tuple[Event | Callable[[], None], threading.Event | None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ebbtide-conductor", daemon=True)
         self._drained = threading.Event()
 
@@ -72,6 +72,10 @@ class Conductor:
         self._events.put((event, taken))
         taken.wait(timeout_s)
 
+    def do(self, action: Callable[[], None]) -> None:
+        """Call a function in this thread, soon; from any thread, and from signal handlers."""
+        self._events.put((action, None))
+
     def wait_drained(self, timeout_s: float) -> bool:
         """Wait until the machine is Drained or Exiting; False when the time is over."""
         return self._drained.wait(min(timeout_s, threading.TIMEOUT_MAX))
@@ -96,7 +100,9 @@ class Conductor:
             event, taken = item
             # The machine decides on fresh numbers: what the queue says of tasks may be old.
             self._step(TasksChanged(self._count()))
-            if not isinstance(event, TasksChanged):
+            if callable(event):
+                self._guarded("what was asked for", event)
+            elif not isinstance(event, TasksChanged):
                 self._step(event)
             if taken is not None:
                 taken.set()

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ebbtide.registry import Live
+    from ebbtide.entries import Live
     from ebbtide.scope import Scope
 
 ENOUGH = 5

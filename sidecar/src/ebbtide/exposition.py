@@ -24,6 +24,8 @@ class Numbers:
     store_connected: bool | None = None
     """None where there is no store."""
     hook_failures: int = 0
+    restarts: int = 0
+    """How often supervised work was started again after a crash."""
     refusals: Mapping[str, int] = field(default_factory=dict)
     """Refused tasks by reason."""
     max_tasks: int | None = None
@@ -69,6 +71,8 @@ def render(numbers: Numbers) -> str:
     ]
     text = "Drain and exit hooks that failed or took too long."
     families.append(("ebbtide_hook_failures_total", "counter", text, [("", numbers.hook_failures)]))
+    text = "Times that supervised work was started again after a crash."
+    families.append(("ebbtide_restarts_total", "counter", text, [("", numbers.restarts)]))
     text = "Tasks that were not admitted, by reason."
     by_reason: list[tuple[str, float]] = [
         (f'{{reason="{reason}"}}', count) for reason, count in numbers.refusals.items()

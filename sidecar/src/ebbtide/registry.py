@@ -13,15 +13,15 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ebbtide.admission import DRAINING, WHY, Gate
-from ebbtide.errors import Refused, TimedOut
+from ebbtide.entries import EntryView, Live, ManagedTask, current_entry, name_of, outcome_of, where
+from ebbtide.environment import DEFAULT_CANCEL_GRACE_S
+from ebbtide.errors import Refused
 from ebbtide.limits import Limits
 from ebbtide.protocol import TASK_OUTCOMES
 
@@ -31,71 +31,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ebbtide")
 
 LATE = "late"
+RESTARTED = "restarted"
 CANCELLED = "cancelling"
 ABANDONED = "abandoned"
+
+MOST_NAMED = 20
 
 FEW = 64
 SAMPLED = 0b111
 """With more than `FEW` in flight, only tasks whose number has none of these bits tell how long they took."""
-
-current_entry: ContextVar[int] = ContextVar("ebbtide_entry", default=0)
-"""Number of the entry that runs here; 0: none.
-
-The number and not the entry: a task that its own context referred to would be left to the garbage collector.
-"""
-
-
-class ManagedTask(asyncio.Task[Any]):
-    """A spawned task that is its own entry."""
-
-    # Slots only: overriding a method would take the task off asyncio's fast path.
-    __slots__ = ("meta", "number", "scope", "started_at")
-
-    number: int
-    scope: Scope
-    meta: Mapping[str, Any] | None
-    started_at: float
-
-
-class Entry:
-    """One unit of work in flight that is no managed task: a block, a thread, or a task of a foreign task factory.
-
-    Attributes:
-        number: Unique in this process, counting up.
-        kind: `task`, `block` or `thread`.
-        name: For people.
-        meta: What the caller said about it.
-        started_at: Monotonic seconds.
-        task: What is cancelled for it; None for work in a thread, which cannot be.
-    """
-
-    __slots__ = ("kind", "meta", "name", "number", "scope", "started_at", "task")
-
-    def __init__(self, number: int, kind: str, name: str, scope: Scope, meta: Mapping[str, Any] | None) -> None:
-        self.number = number
-        self.kind = kind
-        self.name = name
-        self.scope = scope
-        self.meta = meta
-        self.started_at = monotonic()
-        self.task: asyncio.Task[Any] | None = None
-
-
-Live = ManagedTask | Entry
-
-
-@dataclass(frozen=True, slots=True)
-class EntryView:
-    """One unit of work as it was when somebody looked."""
-
-    number: int
-    name: str
-    kind: str
-    scope: str
-    meta: Mapping[str, Any] | None
-    age_s: float
-    state: str
-    """`running`, `cancelling` (it was cancelled and has not ended) or `abandoned` (nobody waits for it any more)."""
 
 
 class Registry:
@@ -106,6 +50,7 @@ class Registry:
     Args:
         on_empty: Called, from whatever thread, when the last entry leaves while intake is closed.
         limits: How much the process may start.
+        grace_s: Seconds that cancelled work has for its cleanup.
 
     Attributes:
         live: The entries in flight by number; None stands for one that is being admitted.
@@ -116,7 +61,10 @@ class Registry:
         loop: The loop that runs there.
     """
 
-    def __init__(self, on_empty: Callable[[], None], limits: Limits | None = None) -> None:
+    def __init__(
+        self, on_empty: Callable[[], None], limits: Limits | None = None, grace_s: float = DEFAULT_CANCEL_GRACE_S
+    ) -> None:
+        self.grace_s = grace_s
         self.live: dict[int, Live | None] = {}
         self.blocks: set[int] = set()
         self.numbers = itertools.count(1)
@@ -128,18 +76,25 @@ class Registry:
         self.on_task_ended = self._task_ended
         self._on_empty = on_empty
         # All keys from the start: a dict that does not grow may be read in one thread and counted up in another.
-        self._tally = dict.fromkeys((*TASK_OUTCOMES, LATE, *WHY), 0)
+        self._tally = dict.fromkeys((*TASK_OUTCOMES, LATE, RESTARTED, *WHY), 0)
         self._elsewhere = dict(self._tally)
         self._lock = threading.Lock()
         self._finished = 0
         """Of the tally, those that ended the usual way."""
-        self.marks: dict[int, str] = {}
-        """What there is to remember of entries in flight beyond that they are: CANCELLED or ABANDONED, by number."""
+        self.marks: dict[int, float] = {}
+        """When entries in flight were asked to end, monotonic seconds, by number."""
+        self.abandoned: set[int] = set()
+        """Numbers of those that are counted already, and not waited for any more."""
         self.gate = Gate(self, limits or Limits())
         self.bucket = self.gate.bucket
 
     def __len__(self) -> int:
         return len(self.live)
+
+    def awaited(self) -> int:
+        """Return how many are in flight that a drain waits for."""
+        # In this order: one that ends in between is counted once too often, and never too seldom.
+        return len(self.live) - len(self.abandoned)
 
     @property
     def tally(self) -> dict[str, int]:
@@ -155,6 +110,11 @@ class Registry:
     def late_arrivals(self) -> int:
         """How many were admitted after intake closed, because live work started them."""
         return self._total(LATE)
+
+    @property
+    def restarts(self) -> int:
+        """How often supervised work was started again after a crash."""
+        return self._total(RESTARTED)
 
     def settle(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make the calling thread, which runs `loop`, the home thread."""
@@ -183,7 +143,8 @@ class Registry:
             Refused: No live entry asks, or there are too many; the entry is out again.
         """
         refusal: Refused | None = Refused(DRAINING, scope=scope.name)
-        if current_entry.get() in self.live:
+        asking = current_entry.get()
+        if asking in self.live and asking not in self.abandoned:
             refusal = None if block else scope.gate.admit_late(number, scope)
         if refusal is None:
             self.count(LATE)
@@ -200,13 +161,20 @@ class Registry:
     def withdraw(self, number: int) -> None:
         """Take an entry out, as the last step of its end."""
         del self.live[number]
-        if not self.intake_open and not self.live:
+        if not self.intake_open and len(self.live) <= len(self.abandoned):
             self._on_empty()
 
     def _task_ended_at_home(self, task: ManagedTask) -> None:
         """Count a managed task of the home loop: its done-callback. The usual end in the fewest steps."""
         scope = task.scope
-        if self.marks or not scope.gate.plain or self.gate.waiters or task.cancelled() or task.exception() is not None:
+        if (
+            self.marks
+            or self.abandoned
+            or not scope.gate.plain
+            or self.gate.waiters
+            or task.cancelled()
+            or task.exception() is not None
+        ):
             self._task_ended(task)
             return
         number = task.number
@@ -225,6 +193,8 @@ class Registry:
         if outcome == "finished":
             scope.durations.append(monotonic() - task.started_at)
         self.end(task.number, outcome, scope.gate)
+        if outcome == "failed":
+            scope.crashed(task, task.exception())
 
     def end(self, number: int, outcome: str, gate: Gate | None) -> None:
         """Count how an entry ended and take it out; one that was abandoned is counted already.
@@ -234,7 +204,10 @@ class Registry:
             outcome: One of `TASK_OUTCOMES`.
             gate: The one it came in by; None: none, it is a block.
         """
-        if not (self.marks and self.marks.pop(number, "") == ABANDONED):
+        self.marks.pop(number, None)
+        if number in self.abandoned:
+            self.abandoned.discard(number)
+        else:
             self.count(outcome)
         # Last: who sees that nothing is left must find everything counted.
         self.withdraw(number)
@@ -251,20 +224,28 @@ class Registry:
             with self._lock:
                 self._elsewhere[outcome] += 1
 
-    def abandon(self) -> list[str]:
-        """Count what is in flight as abandoned; return the names."""
-        left = [item for item in self.entries() if self.marks.get(item.number) != ABANDONED]
+    def abandon(self, items: Sequence[Live], why: str) -> None:
+        """Count entries as abandoned, and name them with the place where they are; a drain does not wait for them."""
+        left = [item for item in items if item.number in self.live and item.number not in self.abandoned]
+        if not left:
+            return
         for item in left:
-            self.marks[item.number] = ABANDONED
             self.count("abandoned")
-        return [name_of(item) for item in left]
+            self.abandoned.add(item.number)
+        shown = "; ".join(f"{name_of(item)} of {item.scope.name} at {where(item)}" for item in left[:MOST_NAMED])
+        more = f" and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
+        logger.error("ebbtide: abandoned %d, %s: %s%s", len(left), why, shown, more)
+        if not self.intake_open and len(self.live) <= len(self.abandoned):
+            self._on_empty()
 
     def mark_cancelled(self, item: Live) -> None:
         """Remember that an entry was asked to end."""
-        self.marks.setdefault(item.number, CANCELLED)
+        self.marks[item.number] = monotonic()
 
-    def was_cancelled(self, item: Live) -> bool:
-        return item.number in self.marks
+    def cancelled_lately(self, number: int) -> bool:
+        """Say whether an entry was asked to end and may still be cleaning up: a second cancel would break that off."""
+        asked_at = self.marks.get(number)
+        return asked_at is not None and monotonic() - asked_at < self.grace_s
 
     def oldest_age_s(self) -> float:
         """Return the age of the oldest entry; 0 without one."""
@@ -282,35 +263,17 @@ class Registry:
                 scope=item.scope.name,
                 meta=item.meta,
                 age_s=now - item.started_at,
-                state=self.marks.get(item.number, "running"),
+                state=self.state_of(item.number),
             )
             for item in self.entries()
         ]
 
+    def state_of(self, number: int) -> str:
+        """Return `running`, `cancelling` or `abandoned`."""
+        if number in self.abandoned:
+            return ABANDONED
+        return CANCELLED if number in self.marks else "running"
+
     def _total(self, outcome: str) -> int:
         count = self._tally[outcome] + self._elsewhere[outcome]
         return count + self._finished if outcome == "finished" else count
-
-
-def name_of(item: Live) -> str:
-    """Return the name of an entry for people: what it was given, or its scope and number."""
-    if not isinstance(item, ManagedTask):
-        return item.name
-    name = item.get_name()
-    # Made up when somebody asks: for most tasks nobody does.
-    return f"{name}-{item.number}" if name == item.scope.name else name
-
-
-def outcome_of(task: asyncio.Task[Any], item: Live) -> str:
-    """Say how the task of an entry ended, and log what went wrong: the only place that does, so it is logged once."""
-    if task.cancelled():
-        return "cancelled"
-    # Looking at the exception also tells asyncio that somebody did.
-    error = task.exception()
-    if error is None:
-        return "finished"
-    if isinstance(error, TimedOut):
-        logger.warning("ebbtide: task %s of %s timed out: %r", name_of(item), item.scope.name, item.meta or {})
-        return "timed_out"
-    logger.error("ebbtide: task %s of %s crashed: %r", name_of(item), item.scope.name, item.meta or {}, exc_info=error)
-    return "failed"

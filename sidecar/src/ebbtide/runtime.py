@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -45,9 +45,10 @@ from ebbtide.machine import (
 )
 from ebbtide.protocol import PodState
 from ebbtide.registry import Registry
-from ebbtide.scope import Scope, child_scope
+from ebbtide.scope import OnCrash, Scope, child_scope
 from ebbtide.settings import Settings
 from ebbtide.signals import Signals
+from ebbtide.threads import in_daemon_thread
 from ebbtide.views import Views
 
 logger = logging.getLogger("ebbtide")
@@ -74,15 +75,15 @@ class Runtime:
     def __init__(self, settings: Settings | None = None, *, watchdog: bool = True) -> None:
         self._settings = Settings.from_env(os.environ) if settings is None else settings
         self._watchdog = watchdog
-        self._registry = Registry(self._emptied, self._settings.limits)
+        self._registry = Registry(self._emptied, self._settings.limits, self._settings.durations.cancel_grace_s)
         self._scopes: weakref.WeakValueDictionary[str, Scope] = weakref.WeakValueDictionary()
         self._conductor = Conductor(
-            Machine(defaults=self._settings.durations), self._registry.__len__, self._carry_out, self._patrol
+            Machine(defaults=self._settings.durations), self._registry.awaited, self._carry_out, self._patrol
         )
         self._admin = AdminServer(
             self, self._settings.admin_host, self._settings.admin_port, self._settings.admin_token
         )
-        self._signals = Signals(self._on_signal)
+        self._signals = Signals(self._on_signal, lambda: self._conductor.do(self._log_dump))
         self._displaced: tuple[str, ...] = ()
         self._agent: Agent | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -127,26 +128,34 @@ class Runtime:
         crashed = error is not None and not isinstance(error, asyncio.CancelledError)
         async with AsyncExitStack() as last:
             last.callback(self._conductor.stop)
-            last.push_async_callback(_in_daemon_thread, self._admin.stop)
+            last.push_async_callback(in_daemon_thread, self._admin.stop)
             last.callback(self._signals.uninstall)
             if self._agent is not None:
-                last.push_async_callback(_in_daemon_thread, self._say_goodbye)
+                last.push_async_callback(in_daemon_thread, self._say_goodbye)
             last.push_async_callback(self._exit_hooks.run)
             last.push_async_callback(self._drain_hooks_ended)
             await self._leave(crashed=crashed, why="" if error is None else repr(error))
 
-    def scope(self, name: str, *, timeout_s: float | None = None, limits: Limits | None = None) -> Scope:
+    def scope(
+        self,
+        name: str,
+        *,
+        timeout_s: float | None = None,
+        limits: Limits | None = None,
+        on_crash: OnCrash | None = None,
+    ) -> Scope:
         """Return the scope of that name.
 
         Args:
             name: Unique in the process.
             timeout_s: Limits each of its tasks, in seconds.
             limits: How much it may start; the process's limits hold as well.
+            on_crash: What a crash does to the rest of the scope; None: nothing.
 
         Raises:
             ValueError: It is in use with other limits.
         """
-        return child_scope(self._scopes, self._registry, name, timeout_s, None, limits)
+        return child_scope(self._scopes, self._registry, name, timeout_s, None, limits, on_crash)
 
     @property
     def limits(self) -> Limits:
@@ -235,6 +244,21 @@ class Runtime:
         """Return every task in flight, in the order of admission."""
         return self._views.tasks()
 
+    def dump(self, query: Mapping[str, str] | None = None) -> str:
+        """Return what is in flight, grouped by where it waits.
+
+        Call it in a thread other than the loop's where there is a lot: a hundred thousand tasks take some hundred
+        milliseconds.
+
+        Args:
+            query: As for `/debug/tasks`: `format` (`text`, `json`, `collapsed`), `scope`, `state`, `kind`, `name`,
+                `older` (seconds), `limit`.
+
+        Raises:
+            ValueError: A parameter cannot be used; the message names it.
+        """
+        return self._views.dump(query or {})
+
     def limits_view(self) -> Sequence[Mapping[str, Any]]:
         """Return the limits of the process and of every scope, and how much of them is used."""
         return self._views.limits()
@@ -299,6 +323,12 @@ class Runtime:
         durations = None if count == 1 else Durations(0.0, 0.0, grace_s)
         self._conductor.post(DrainRequested(Reason(Source.SIGNAL, name), durations, leave=True))
 
+    def _log_dump(self) -> None:
+        """Write what is in flight to the log, in a thread of its own: the conductor keeps deadlines."""
+        threading.Thread(
+            target=lambda: logger.warning("ebbtide: SIGUSR1: %s", self.dump()), name="ebbtide-dump", daemon=True
+        ).start()
+
     def _patrol(self) -> None:
         displaced = self._signals.displaced
         if displaced and displaced != self._displaced:
@@ -322,10 +352,10 @@ class Runtime:
                 self._registry.intake_open = True
             case CancelTasks(reason):
                 logger.warning("ebbtide: cancelling %d tasks: %s", len(self._registry), reason)
-                cancel_everywhere(self._registry, reason)
+                grace_s = max(0.0, machine.deadline_at - time.monotonic())
+                cancel_everywhere(self._registry, self._registry.entries(), reason, grace_s)
             case AbandonTasks():
-                names = self._registry.abandon()
-                logger.error("ebbtide: abandoned %d tasks: %s", len(names), ", ".join(names[:20]))
+                self._registry.abandon(self._registry.entries(), "when the drain's budget was spent")
             case Report():
                 logger.info("ebbtide: %s, %d tasks", machine.state, len(self._registry))
                 if self._agent is not None:
@@ -352,21 +382,3 @@ class Runtime:
     async def _drain_hooks_ended(self) -> None:
         if self._running_hooks:
             await asyncio.wait(self._running_hooks)
-
-
-async def _in_daemon_thread(function: Callable[[], object]) -> None:
-    """Run a function off the loop; not in asyncio's executor, all of whose threads may hang in the application's work.
-
-    An exception of the function goes to `threading.excepthook`.
-    """
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-
-    def run() -> None:
-        try:
-            function()
-        finally:
-            call_in(loop, done.set)
-
-    threading.Thread(target=run, name="ebbtide-goodbye", daemon=True).start()
-    await done.wait()

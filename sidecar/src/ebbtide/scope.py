@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import weakref
-from asyncio import get_running_loop
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextvars import Context, copy_context
+from enum import StrEnum
 from functools import partial
 from threading import get_ident
 from time import monotonic
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 from ebbtide.admission import Gate
 from ebbtide.block import Block
-from ebbtide.cancelling import cancel_here
-from ebbtide.errors import Refused, TimedOut
+from ebbtide.cancelling import cancel_everywhere, cancel_here
+from ebbtide.entries import (
+    Entry,
+    Live,
+    ManagedTask,
+    current_entry,
+    name_of,
+    task_of,
+)
+from ebbtide.errors import Refused
 from ebbtide.limits import Admission, Limits
-from ebbtide.registry import Entry, ManagedTask, Registry, current_entry, name_of, outcome_of
+from ebbtide.registry import Registry
+from ebbtide.restarts import Restart
+from ebbtide.starting import start
+from ebbtide.supervision import supervised
+from ebbtide.threads import in_thread
 
 logger = logging.getLogger("ebbtide")
 
@@ -34,12 +45,24 @@ REMEMBERED = 200
 _set_current = current_entry.set
 
 
+class OnCrash(StrEnum):
+    """What a crash does to the rest of its scope. What crashes is logged once and counted in either case."""
+
+    ISOLATE = "isolate"
+    """Nothing: neighbours go on."""
+    PROPAGATE = "propagate"
+    """Everything in the scope and inside it is cancelled; then the scope around it does what its own policy says."""
+
+
 class Scope:
     """Where work starts. Get one from `Runtime.scope`, and narrower ones from its own `scope`.
 
     Attributes:
         name: Dotted path from the root.
         timeout_s: Limit for each task; the tightest of the scope, its parents and the call counts. None: no limit.
+        on_crash: What a crash does to the rest of the scope.
+        failure: What crashed first; stays None where crashes are isolated.
+        registry: What is in flight.
         durations: Seconds that work of this scope took which finished lately.
     """
 
@@ -50,12 +73,15 @@ class Scope:
         timeout_s: float | None,
         parent: Scope | None = None,
         limits: Limits | None = None,
+        on_crash: OnCrash | None = None,
     ) -> None:
         self.name = name
+        self.on_crash = OnCrash.ISOLATE if on_crash is None else OnCrash(on_crash)
+        self.failure: BaseException | None = None
         self.timeout_s: float | None = timeout_s if parent is None else _tighter(timeout_s, parent.timeout_s)
         self.durations: deque[float] = deque(maxlen=REMEMBERED)
         self.gate: Gate = Gate(registry, limits or Limits(), registry.gate if parent is None else parent.gate, name)
-        self._registry = registry
+        self.registry = registry
         self._parent = parent
         # Weak: names may be made up at run time, and a scope without work and without owner is nothing.
         self._children: weakref.WeakValueDictionary[str, Scope] = weakref.WeakValueDictionary()
@@ -63,13 +89,20 @@ class Scope:
     def __repr__(self) -> str:
         return f"<Scope {self.name}>"
 
-    def scope(self, name: str, *, timeout_s: float | None = None, limits: Limits | None = None) -> Scope:
+    def scope(
+        self,
+        name: str,
+        *,
+        timeout_s: float | None = None,
+        limits: Limits | None = None,
+        on_crash: OnCrash | None = None,
+    ) -> Scope:
         """Return the scope of that name inside this one: cancelled with it, its limits no looser.
 
         Raises:
             ValueError: It is in use with other limits.
         """
-        return child_scope(self._children, self._registry, name, timeout_s, self, limits)
+        return child_scope(self._children, self.registry, name, timeout_s, self, limits, on_crash)
 
     @property
     def limits(self) -> Limits:
@@ -84,7 +117,7 @@ class Scope:
     def tasks_left(self) -> int:
         """Tasks and threads of this scope, and of those inside it, in flight."""
         mine = self._inside()
-        return sum(item.scope in mine and item.number not in self._registry.blocks for item in self._registry.entries())
+        return sum(item.scope in mine and item.number not in self.registry.blocks for item in self.registry.entries())
 
     def spawn(
         self,
@@ -110,7 +143,7 @@ class Scope:
         Raises:
             Refused: There is no room, or the process drains; tell the caller to go elsewhere, or to come again.
         """
-        registry = self._registry
+        registry = self.registry
         number = next(registry.numbers)
         live = registry.live
         # In before it is asked for, and before the task exists: an eager task may have ended before it is returned.
@@ -123,15 +156,16 @@ class Scope:
             and registry.bucket.take(now)
         )
         if plain and timeout_s is None is self.timeout_s and get_ident() == registry.home:
-            # The usual start in the fewest steps: `_start` spelled out.
+            # The usual start in the fewest steps: `start` spelled out.
             loop = registry.loop
             if loop is not None and loop.get_task_factory() is None:
-                if context is None:
-                    context = copy_context()
-                context.run(_set_current, number)
                 try:
+                    if context is None:
+                        context = copy_context()
+                    context.run(_set_current, number)
                     task = ManagedTask(coroutine, loop=loop, name=name or self.name, context=context)
                 except BaseException:
+                    coroutine.close()
                     registry.withdraw(number)
                     raise
                 task.number = number
@@ -151,7 +185,8 @@ class Scope:
             except Refused:
                 coroutine.close()
                 raise
-        return self._start(number, now, coroutine, name, meta, timeout_s, context)
+        limit_s = _tighter(timeout_s, self.timeout_s)
+        return start(self, number, now, coroutine, name, meta, limit_s, context)
 
     async def submit(
         self,
@@ -176,92 +211,63 @@ class Scope:
         """
         if self.gate.limits.admission is not Admission.WAIT:
             return self.spawn(coroutine, name=name, meta=meta, timeout_s=timeout_s, context=context)
-        number = next(self._registry.numbers)
+        number = next(self.registry.numbers)
         try:
             await self.gate.wait(number, self)
         except BaseException:
             coroutine.close()
             raise
-        return self._start(number, monotonic(), coroutine, name, meta, timeout_s, context)
-
-    def _start(
-        self,
-        number: int,
-        now: float,
-        coroutine: Coroutine[Any, Any, T],
-        name: str | None,
-        meta: Mapping[str, Any] | None,
-        timeout_s: float | None,
-        context: Context | None,
-    ) -> asyncio.Task[T]:
-        registry = self._registry
-        try:
-            # Cheaper than asking asyncio, which looks up the process id first.
-            loop = registry.loop if get_ident() == registry.home else None
-            if loop is None:
-                loop = get_running_loop()
-            if context is None:
-                context = copy_context()
-            context.run(_set_current, number)
-            running = coroutine
-            if timeout_s is not None or self.timeout_s is not None:
-                limit_s = cast("float", _tighter(timeout_s, self.timeout_s))
-                running = _limited(coroutine, limit_s, name or f"{self.name}-{number}")
-            if loop.get_task_factory() is not None:
-                return self._start_by_factory(
-                    number, name or f"{self.name}-{number}", meta, running, coroutine, context
-                )
-            task = ManagedTask(running, loop=loop, name=name or self.name, context=context)
-            task.number = number
-            task.scope = self
-            task.meta = meta
-            task.started_at = now
-            registry.live[number] = task
-            task.add_done_callback(registry.on_task_ended, context=context)
-            if running is not coroutine:
-                task.add_done_callback(partial(_close, coroutine))
-        except BaseException:
-            coroutine.close()
-            registry.withdraw(number)
-            self.gate.leave(number, "cancelled")
-            raise
-        return task
-
-    def _start_by_factory(
-        self,
-        number: int,
-        name: str,
-        meta: Mapping[str, Any] | None,
-        running: Coroutine[Any, Any, T],
-        coroutine: Coroutine[Any, Any, T],
-        context: Context,
-    ) -> asyncio.Task[T]:
-        """Let the loop's task factory make the task: there is only one per loop, and somebody wants that one."""
-        entry = Entry(number, "task", name, self, meta)
-        self._registry.live[number] = entry
-        # Within the context, which the task copies: not every factory knows the argument.
-        task: asyncio.Task[T] = context.run(partial(get_running_loop().create_task, running, name=name))
-        entry.task = task
-        task.add_done_callback(partial(self._ended_by_factory, entry, coroutine))
-        return task
-
-    def _ended_by_factory(self, entry: Entry, coroutine: Coroutine[Any, Any, Any], task: asyncio.Task[Any]) -> None:
-        coroutine.close()
-        entry.task = None
-        self.end(entry, outcome_of(task, entry))
+        limit_s = _tighter(timeout_s, self.timeout_s)
+        return start(self, number, monotonic(), coroutine, name, meta, limit_s, context)
 
     def end(self, entry: Entry, outcome: str) -> None:
         """Count the end of one of this scope's entries."""
         if outcome == "finished":
             self.durations.append(monotonic() - entry.started_at)
-        self._registry.end(entry.number, outcome, self.gate)
+        self.registry.end(entry.number, outcome, self.gate)
+
+    def supervise(
+        self,
+        function: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        restart: Restart | None = None,
+        name: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> asyncio.Task[T]:
+        """Start a task that runs a coroutine function, and again where that crashes.
+
+        It is one task from beginning to end, however often it is started again. Each crash is logged once; the last one
+        is the task's, and `on_crash` says what comes of it. While the process drains nothing is started again.
+
+        Args:
+            function: What to run; called anew each time.
+            restart: How often and after which pauses; None: as `Restart` has it.
+            name: As for `spawn`.
+            meta: As for `spawn`.
+            timeout_s: Limit of each run; the scope's limits each run as well. A run that times out counts as a crash.
+
+        Raises:
+            Refused: As for `spawn`.
+        """
+        registry = self.registry
+        number = next(registry.numbers)
+        registry.live[number] = None
+        if registry.intake_open:
+            self.gate.admit(number, monotonic(), self)
+        else:
+            registry.question(number, self)
+        limit_s = _tighter(timeout_s, self.timeout_s)
+        running = supervised(registry, number, function, restart or Restart(), limit_s)
+        # The limit is one of each run, not of all of them together.
+        return start(self, number, monotonic(), running, name, meta, None, None)
 
     def track(self, name: str | None = None, *, meta: Mapping[str, Any] | None = None) -> Block:
         """Count a `with` block as work in flight, in the task or the thread that runs it.
 
         Entering it raises `Refused` where the process drains and the block is no part of work in flight.
         """
-        return Block(self._registry, self, name, meta)
+        return Block(self.registry, self, name, meta)
 
     def thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function in a thread of its own, as work in flight; `asyncio.wrap_future` makes the result awaitable.
@@ -272,37 +278,14 @@ class Scope:
         Raises:
             Refused: The process drains.
         """
-        registry = self._registry
+        registry = self.registry
         number = next(registry.numbers)
         registry.live[number] = None
         if registry.intake_open:
             self.gate.admit(number, monotonic(), self)
         else:
             registry.question(number, self)
-        entry = Entry(number, "thread", f"{self.name}-{number}", self, None)
-        registry.live[number] = entry
-        context = copy_context()
-        context.run(_set_current, number)
-        future: Future[T] = Future()
-        future.set_running_or_notify_cancel()
-        work = partial(self._run_thread, entry, future, partial(function, *args, **kwargs))
-        try:
-            threading.Thread(target=context.run, args=(work,), name=entry.name, daemon=True).start()
-        except RuntimeError:
-            registry.withdraw(number)
-            self.gate.leave(number, "cancelled")
-            raise
-        return future
-
-    def _run_thread(self, entry: Entry, future: Future[T], function: Callable[[], T]) -> None:
-        try:
-            result = function()
-        except BaseException as error:  # noqa: BLE001 (it is the future's to raise)
-            self.end(entry, "failed")
-            future.set_exception(error)
-        else:
-            self.end(entry, "finished")
-            future.set_result(result)
+        return in_thread(self, number, partial(function, *args, **kwargs))
 
     def cancel(self, reason: str) -> int:
         """Cancel everything that this scope and those inside it started; return how much that is.
@@ -310,28 +293,45 @@ class Scope:
         Call it in the loop's own thread. What this cancelled before is not cancelled again: a second cancel would break
         its cleanup off.
         """
-        mine = self._inside()
-        chosen = [
-            item for item in self._registry.entries() if item.scope in mine and not self._registry.was_cancelled(item)
-        ]
-        cancel_here(self._registry, chosen, reason)
+        chosen = self._cancellable()
+        cancel_here(self.registry, chosen, reason)
         return len(chosen)
+
+    def crashed(self, item: Live, error: BaseException | None) -> None:
+        """Do what `on_crash` says about work of this scope that crashed; from any thread."""
+        if self.on_crash is not OnCrash.PROPAGATE:
+            return
+        if self.failure is None:
+            self.failure = error
+        reason = f"{name_of(item)} of {item.scope.name} crashed"
+        chosen = self._cancellable()
+        if chosen:
+            logger.warning("ebbtide: cancelling %d in %s: %s", len(chosen), self.name, reason)
+            cancel_everywhere(self.registry, chosen, reason, self.registry.grace_s)
+        if self._parent is not None:
+            self._parent.crashed(item, error)
+
+    def _cancellable(self) -> list[Live]:
+        mine = self._inside()
+        registry = self.registry
+        return [
+            item for item in registry.entries() if item.scope in mine and not registry.cancelled_lately(item.number)
+        ]
 
     def shed_oldest(self) -> bool:
         """Cancel the oldest task of this scope and those inside it for a new one; False where there is none."""
-        registry = self._registry
+        registry = self.registry
         if not registry.is_home():
             return False  # tasks are cancelled in the thread of their loop
         mine = self._inside()
         asking = current_entry.get()
         for item in registry.entries():
-            task = item if isinstance(item, ManagedTask) else item.task
             if (
-                task is not None
+                task_of(item) is not None
                 and item.scope in mine
                 and item.number not in registry.blocks
                 and item.number != asking
-                and not registry.was_cancelled(item)
+                and not registry.cancelled_lately(item.number)
             ):
                 logger.warning("ebbtide: task %s of %s is cancelled to make room", name_of(item), item.scope.name)
                 cancel_here(registry, [item], "shed: no room for a new one")
@@ -352,12 +352,13 @@ def child_scope(
     timeout_s: float | None,
     parent: Scope | None,
     limits: Limits | None,
+    on_crash: OnCrash | None,
 ) -> Scope:
     """Return the scope of that name, a new one where there is none."""
     path = name if parent is None else f"{parent.name}.{name}"
     found = siblings.get(name)
     if found is None:
-        return siblings.setdefault(name, Scope(registry, path, timeout_s, parent, limits))
+        return siblings.setdefault(name, Scope(registry, path, timeout_s, parent, limits, on_crash))
     wanted_s = timeout_s if parent is None else _tighter(timeout_s, parent.timeout_s)
     if found.timeout_s != wanted_s:
         raise ValueError(
@@ -366,24 +367,9 @@ def child_scope(
         )
     if limits is not None and limits != found.gate.own_limits:
         raise ValueError(f"scope {path}: it has other limits already; set its `limits` to change them")
+    if on_crash is not None and on_crash != found.on_crash:
+        raise ValueError(f"scope {path}: on_crash is {found.on_crash} where it was made, and {on_crash} here")
     return found
-
-
-async def _limited(coroutine: Coroutine[Any, Any, T], timeout_s: float, name: str) -> T:
-    limit = asyncio.timeout(timeout_s)
-    try:
-        async with limit:
-            return await coroutine
-    except TimeoutError as error:
-        # The task's own TimeoutErrors are failures like others.
-        if not limit.expired():
-            raise
-        raise TimedOut(name, timeout_s) from error
-
-
-def _close(coroutine: Coroutine[Any, Any, Any], _task: asyncio.Task[Any]) -> None:
-    # Cancelled before its first step, a task never comes to await what it was to limit.
-    coroutine.close()
 
 
 def _tighter(one: float | None, other: float | None) -> float | None:

@@ -30,10 +30,13 @@ class Signals:
     Args:
         on_signal: Called in the main thread, between two bytecodes, with the signal's name and how many came so far. It
             must not raise and must not wait.
+        on_dump: Called likewise for SIGUSR1, where nobody else has a use for that.
     """
 
-    def __init__(self, on_signal: Callable[[str, int], None]) -> None:
+    def __init__(self, on_signal: Callable[[str, int], None], on_dump: Callable[[], None] = lambda: None) -> None:
         self._on_signal = on_signal
+        self._on_dump = on_dump
+        self._dumps = False
         self._earlier: dict[int, Any] = {}
         self._count = 0
         self._process = os.getpid()
@@ -54,6 +57,10 @@ class Signals:
                 continue  # started in the background by a shell: Ctrl-C is meant for others
             self._earlier[number] = earlier
             signal.signal(number, self._handle)
+        # Servers reopen their logs on SIGUSR1: theirs is not touched.
+        if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+            signal.signal(signal.SIGUSR1, self._dump)
+            self._dumps = True
         return True
 
     def uninstall(self) -> None:
@@ -64,6 +71,9 @@ class Signals:
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, earlier)
         self._earlier.clear()
+        if self._dumps and signal.getsignal(signal.SIGUSR1) == self._dump:
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        self._dumps = False
 
     @property
     def displaced(self) -> tuple[str, ...]:
@@ -88,6 +98,12 @@ class Signals:
         # The default action of SIGTERM would end the process at once: the drain does that, later.
         if callable(earlier):
             earlier(number, frame)
+
+    def _dump(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self._process:
+            self._on_dump()
+        else:
+            self._act_as_before(number, frame, signal.SIG_DFL)
 
     def _act_as_before(self, number: int, frame: FrameType | None, earlier: Any) -> None:
         """Be what was there before: a forked child has no drain, and would not end at all."""

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
+from ebbtide.dump import Question, dump, render
 from ebbtide.estimate import eta_s
 from ebbtide.exposition import Numbers
 from ebbtide.hooks import Hooks
@@ -80,6 +81,14 @@ class Views:
             for entry in self._registry.view()
         ]
 
+    def dump(self, query: Mapping[str, str]) -> str:
+        """Return what is in flight, grouped by where it waits; some hundred milliseconds for a hundred thousand.
+
+        Raises:
+            ValueError: A parameter cannot be used; the message names it.
+        """
+        return render(dump(self._registry, Question.of(query)))
+
     def limits(self) -> Sequence[Mapping[str, Any]]:
         """Return the limits of the process and of every scope, the process first."""
         return [gate.view() for gate in self._registry.gate.every()]
@@ -108,6 +117,7 @@ class Views:
             drain_age_s=None if started is None else time.monotonic() - started,
             late_arrivals=self._registry.late_arrivals,
             store_connected=store_connected,
+            restarts=self._registry.restarts,
             refusals=self._registry.refusals,
             max_tasks=self._registry.gate.limits.max_tasks,
             open_breakers=[gate.name for gate in self._registry.gate.every() if gate.stopped],

@@ -33,8 +33,10 @@ class View:
     def drain_view(self) -> Mapping[str, Any]:
         return {"state": self.state, "active": 2}
 
-    def tasks(self) -> Sequence[Mapping[str, Any]]:
-        return [{"id": 7, "name": "order-42", "kind": "task", "scope": "orders", "age_s": 1.5, "state": "running"}]
+    def dump(self, query: Mapping[str, str]) -> str:
+        if "state" in query:
+            raise ValueError(f"state: not {query['state']!r}")
+        return json.dumps({"asked": query})
 
     def request_drain(self, source: Source, text: str, *, leave: bool) -> None:
         self.asked.append((source, leave))
@@ -168,11 +170,11 @@ def test_probes_and_metrics_need_no_token(guarded: Client, path: str) -> None:
     assert guarded.ask("GET", path)[0] == 200
 
 
-def test_tasks_are_listed_for_people_and_for_programs(client: Client) -> None:
-    text = client.ask("GET", "/debug/tasks")[1]
-    assert "1 tasks in flight, state Serving" in text
-    assert "order-42" in text
-    assert json.loads(client.ask("GET", "/debug/tasks?format=json")[1])["tasks"][0]["id"] == 7
+def test_tasks_are_dumped_as_asked(client: Client) -> None:
+    assert json.loads(client.ask("GET", "/debug/tasks?format=json&limit=5")[1]) == {
+        "asked": {"format": "json", "limit": "5"}
+    }
+    assert client.ask("GET", "/debug/tasks?state=bored") == (400, "state: not 'bored'\n")
 
 
 def test_limits_are_shown_and_changed_while_the_process_runs(client: Client) -> None:

@@ -180,7 +180,7 @@ async def test_who_waits_is_admitted_in_order_as_soon_as_there_is_room() -> None
 
 
 def refusals(scope: ebbtide.Scope) -> dict[str, int]:
-    return {why: count for why, count in scope._registry.refusals.items() if count}
+    return {why: count for why, count in scope.registry.refusals.items() if count}
 
 
 async def test_who_cannot_wait_is_refused_where_others_wait() -> None:

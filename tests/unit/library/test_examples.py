@@ -25,7 +25,8 @@ def test_an_example_runs(example: str) -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert "Traceback" not in ran.stderr
+    # An example may crash a task to show what comes of it; it leaves nothing behind.
+    assert "never" not in ran.stderr, ran.stderr
 
 
 def test_every_page_has_an_example() -> None:

@@ -1,0 +1,132 @@
+"""One unit of work in flight: what is known of it, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ebbtide.errors import TimedOut
+from ebbtide.frames import frames_of_task, frames_of_thread, place_of, stack_of
+
+if TYPE_CHECKING:
+    from ebbtide.scope import Scope
+
+logger = logging.getLogger("ebbtide")
+
+current_entry: ContextVar[int] = ContextVar("ebbtide_entry", default=0)
+"""Number of the entry that runs here; 0: none.
+
+The number and not the entry: a task that its own context referred to would be left to the garbage collector.
+"""
+
+
+class ManagedTask(asyncio.Task[Any]):
+    """A spawned task that is its own entry."""
+
+    # Slots only: overriding a method would take the task off asyncio's fast path.
+    __slots__ = ("meta", "number", "scope", "started_at")
+
+    number: int
+    scope: Scope
+    meta: Mapping[str, Any] | None
+    started_at: float
+
+
+class Entry:
+    """One unit of work in flight that is no managed task: a block, a thread, or a task of a foreign task factory.
+
+    Attributes:
+        number: Unique in this process, counting up.
+        kind: `task`, `block` or `thread`.
+        name: For people.
+        meta: What the caller said about it.
+        started_at: Monotonic seconds.
+        task: What is cancelled for it; None for work in a thread, which cannot be.
+        thread: Identity of the thread that it runs in, where that is not a task's; 0: none, or not yet.
+    """
+
+    __slots__ = ("kind", "meta", "name", "number", "scope", "started_at", "task", "thread")
+
+    def __init__(self, number: int, kind: str, name: str, scope: Scope, meta: Mapping[str, Any] | None) -> None:
+        self.number = number
+        self.kind = kind
+        self.name = name
+        self.scope = scope
+        self.meta = meta
+        self.started_at = monotonic()
+        self.task: asyncio.Task[Any] | None = None
+        self.thread = 0
+
+
+Live = ManagedTask | Entry
+
+
+@dataclass(frozen=True, slots=True)
+class EntryView:
+    """One unit of work as it was when somebody looked."""
+
+    number: int
+    name: str
+    kind: str
+    scope: str
+    meta: Mapping[str, Any] | None
+    age_s: float
+    state: str
+    """`running`, `cancelling` (it was cancelled and has not ended) or `abandoned` (nobody waits for it any more)."""
+
+
+def name_of(item: Live) -> str:
+    """Return the name of an entry for people: what it was given, or its scope and number."""
+    if not isinstance(item, ManagedTask):
+        return item.name
+    name = item.get_name()
+    # Made up when somebody asks: for most tasks nobody does.
+    return f"{name}-{item.number}" if name == item.scope.name else name
+
+
+def task_of(item: Live) -> asyncio.Task[Any] | None:
+    """Return the task that an entry is or runs in; None for one in a thread."""
+    return item if isinstance(item, ManagedTask) else item.task
+
+
+def where(item: Live) -> str:
+    """Return the place where an entry is, for people."""
+    task = task_of(item)
+    if task is not None:
+        return place_of(stack_of(frames_of_task(task)))
+    thread = item.thread if isinstance(item, Entry) else 0
+    return place_of(stack_of(frames_of_thread(sys._current_frames().get(thread))))  # noqa: SLF001 (documented, for debuggers)
+
+
+def outcome_of(task: asyncio.Task[Any], item: Live) -> str:
+    """Say how the task of an entry ended, and log what went wrong: the only place that does, so it is logged once."""
+    if task.cancelled():
+        return "cancelled"
+    # Looking at the exception also tells asyncio that somebody did.
+    error = task.exception()
+    if error is None:
+        return "finished"
+    if isinstance(error, TimedOut):
+        logger.warning("ebbtide: task %s of %s timed out: %r", name_of(item), item.scope.name, item.meta or {})
+        return "timed_out"
+    log_crash(item, error)
+    return "failed"
+
+
+def log_crash(item: Live, error: BaseException, then: str = "") -> None:
+    """Log a crash with the metadata of what crashed; `then`: what comes of it."""
+    logger.error(
+        "ebbtide: %s %s of %s crashed%s: %r",
+        "task" if isinstance(item, ManagedTask) else item.kind,
+        name_of(item),
+        item.scope.name,
+        then,
+        item.meta or {},
+        exc_info=error,
+    )

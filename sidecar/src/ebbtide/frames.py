@@ -1,0 +1,81 @@
+"""Where work is: its stack, read off from any thread without stopping it, at about a microsecond for a frame."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+DEEPEST = 200
+"""Frames that are walked at most."""
+ASYNCIO = str(Path(asyncio.__file__).parent) + "/"
+STANDARD = str(Path(threading.__file__).parent) + "/"
+PACKAGES = ("/site-packages/", "/dist-packages/")
+OWN = str(Path(__file__).parent) + "/"
+
+
+class Step(NamedTuple):
+    """One frame of a stack."""
+
+    code: CodeType
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.code.co_filename}:{self.line} in {self.code.co_qualname}"
+
+
+Stack = tuple[Step, ...]
+"""The outermost frame comes first."""
+
+
+def frames_of_task(task: asyncio.Task[Any]) -> list[FrameType]:
+    """Return the frames of a task, the outermost first; none where Python can see none."""
+    frames: list[FrameType] = []
+    inner: Any = task.get_coro()
+    while inner is not None and len(frames) < DEEPEST:
+        try:  # most are coroutines, and trying costs nothing
+            frame, awaited = inner.cr_frame, inner.cr_await
+        except AttributeError:
+            if hasattr(inner, "gi_frame"):
+                frame, awaited = inner.gi_frame, inner.gi_yieldfrom
+            elif hasattr(inner, "ag_frame"):
+                frame, awaited = inner.ag_frame, inner.ag_await
+            else:
+                break
+        if frame is None:
+            break
+        frames.append(frame)
+        inner = awaited
+    return frames
+
+
+def frames_of_thread(frame: FrameType | None) -> list[FrameType]:
+    """Return the frames of a thread, the outermost first, from its innermost; None: it has ended."""
+    frames: list[FrameType] = []
+    while frame is not None and len(frames) < DEEPEST:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames[::-1]
+
+
+def stack_of(frames: Sequence[FrameType]) -> Stack:
+    """Return what is kept of frames that go on."""
+    return tuple(Step(frame.f_code, frame.f_lineno or 0) for frame in frames)
+
+
+def key_of(frames: Sequence[FrameType]) -> tuple[int, ...]:
+    """Return what tells a stack from others while both live; the hash of code itself would cost more than the walk."""
+    return tuple(part for frame in frames for part in (id(frame.f_code), frame.f_lineno or 0))
+
+
+def place_of(stack: Stack) -> str:
+    """Return the innermost line that is the application's or a package's; where there is none, the innermost one."""
+    for step in reversed(stack):
+        file = step.code.co_filename
+        standard = file.startswith(STANDARD) and not any(folder in file for folder in PACKAGES)
+        if not standard and not file.startswith((OWN, "<frozen")):
+            return str(step)
+    return str(stack[-1]) if stack else "no frame"

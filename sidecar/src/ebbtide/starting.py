@@ -1,0 +1,104 @@
+"""From an admitted entry to its task, in the unusual ways: limited, in another thread's loop, by a task factory."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import get_running_loop
+from collections.abc import Coroutine, Mapping
+from contextvars import Context, copy_context
+from functools import partial
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ebbtide.entries import Entry, ManagedTask, current_entry, outcome_of
+from ebbtide.timelimit import TimeLimit
+
+if TYPE_CHECKING:
+    from ebbtide.scope import Scope
+
+T = TypeVar("T")
+
+
+def start(
+    scope: Scope,
+    number: int,
+    now: float,
+    coroutine: Coroutine[Any, Any, T],
+    name: str | None,
+    meta: Mapping[str, Any] | None,
+    limit_s: float | None,
+    context: Context | None,
+) -> asyncio.Task[T]:
+    """Start the task of an admitted entry; the coroutine is closed where that fails.
+
+    Args:
+        scope: Whose task it is.
+        number: Of the entry.
+        now: Monotonic seconds.
+        coroutine: What to run.
+        name: None: the scope's.
+        meta: Shown with it.
+        limit_s: Seconds that it may take; None: no limit.
+        context: None: a copy of the caller's.
+    """
+    registry = scope.registry
+    try:
+        # Cheaper than asking asyncio, which looks up the process id first.
+        loop = registry.loop if get_ident() == registry.home else None
+        if loop is None:
+            loop = get_running_loop()
+        if context is None:
+            context = copy_context()
+        context.run(current_entry.set, number)
+        running = coroutine if limit_s is None else TimeLimit(registry, number, limit_s).run(coroutine)
+        if loop.get_task_factory() is not None:
+            return _start_by_factory(scope, number, name, meta, running, coroutine, context)
+        task = ManagedTask(running, loop=loop, name=name or scope.name, context=context)
+        task.number = number
+        task.scope = scope
+        task.meta = meta
+        task.started_at = now
+        registry.live[number] = task
+        task.add_done_callback(registry.on_task_ended, context=context)
+        if running is not coroutine:
+            task.add_done_callback(partial(_close, coroutine))
+    except BaseException:
+        coroutine.close()
+        registry.withdraw(number)
+        scope.gate.leave(number, "cancelled")
+        raise
+    return task
+
+
+def _start_by_factory(
+    scope: Scope,
+    number: int,
+    name: str | None,
+    meta: Mapping[str, Any] | None,
+    running: Coroutine[Any, Any, T],
+    coroutine: Coroutine[Any, Any, T],
+    context: Context,
+) -> asyncio.Task[T]:
+    """Let the loop's task factory make the task: there is only one per loop, and somebody wants that one."""
+    entry = Entry(number, "task", name or f"{scope.name}-{number}", scope, meta)
+    scope.registry.live[number] = entry
+    # Within the context, which the task copies: not every factory knows the argument.
+    task: asyncio.Task[T] = context.run(partial(get_running_loop().create_task, running, name=entry.name))
+    entry.task = task
+    task.add_done_callback(partial(_ended_by_factory, entry, coroutine))
+    return task
+
+
+def _ended_by_factory(entry: Entry, coroutine: Coroutine[Any, Any, Any], task: asyncio.Task[Any]) -> None:
+    coroutine.close()
+    scope = entry.scope
+    outcome = outcome_of(task, entry)
+    scope.end(entry, outcome)
+    entry.task = None
+    if outcome == "failed":
+        scope.crashed(entry, task.exception())
+
+
+def _close(coroutine: Coroutine[Any, Any, Any], _task: asyncio.Task[Any]) -> None:
+    # Cancelled before its first step, a task never comes to await what it was to limit.
+    coroutine.close()

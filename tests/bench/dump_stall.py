@@ -1,0 +1,56 @@
+"""How long a dump of 100,000 tasks takes, and how long it stops the loop: `python tests/bench/dump_stall.py`, 10 s."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import statistics
+import sys
+import time
+
+import ebbtide
+
+TASKS = 100_000
+REPEATS = 5
+
+
+async def leaf() -> None:
+    await asyncio.sleep(3600)
+
+
+async def handle() -> None:
+    await leaf()
+
+
+async def measure(query: dict[str, str], runtime: ebbtide.Runtime) -> tuple[float, float, int]:
+    """Return the seconds of a dump, the longest time between two turns of the loop meanwhile, and the characters."""
+    started_at = last_at = time.perf_counter()
+    longest_s = 0.0
+    dumping = asyncio.create_task(asyncio.to_thread(runtime.dump, query))
+    while not dumping.done():
+        await asyncio.sleep(0.0005)
+        now = time.perf_counter()
+        longest_s, last_at = max(longest_s, now - last_at), now
+    return time.perf_counter() - started_at, longest_s, len(await dumping)
+
+
+async def main() -> None:
+    async with ebbtide.Runtime(ebbtide.Settings(admin_port=0, limits=ebbtide.Limits()), watchdog=False) as runtime:
+        scope = runtime.scope("bench")
+        for _ in range(TASKS):
+            scope.spawn(handle())
+        await asyncio.sleep(0)
+        gc.collect()
+        for query in ({"format": "text"}, {"format": "collapsed"}, {"format": "json", "limit": str(TASKS)}):
+            runs = [await measure(query, runtime) for _ in range(REPEATS)]
+            took_s, stall_s = statistics.median(run[0] for run in runs), max(run[1] for run in runs)
+            sys.stdout.write(
+                f"{query['format']:<10} {took_s * 1e3:6.0f} ms, longest stall {stall_s * 1e3:5.1f} ms, "
+                f"{runs[0][2] / 1e6:.1f} million characters\n"
+            )
+        sys.stdout.flush()
+        os._exit(0)  # ending so many tasks takes longer than the rest
+
+
+asyncio.run(main())
