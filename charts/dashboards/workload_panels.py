@@ -156,6 +156,20 @@ def pods() -> list[Any]:
             [(by("namespace", f"ebbtide_breakers_open{{{PODS}}}"), "{{namespace}}")],
         ),
         panels.graph(
+            "Shape of the task count",
+            "Pods by what their number of tasks does over ten minutes. Normal: normal. growth: more is started than "
+            "ends, a leak; sawtooth: work piles up and goes at once. /debug/tasks of the pod shows what waits.",
+            [(by("shape", f"ebbtide_tasks_trend{{{PODS}}}"), "{{shape}}")],
+            stacked=True,
+        ),
+        panels.graph(
+            "Growth of the task count",
+            "The twenty pods whose least number of tasks rises fastest. Normal: around 0. Days of a little are as "
+            "bad as an hour of much.",
+            [(_busiest("ebbtide_tasks_growth_per_second"), "{{pod}}")],
+            unit="cps",
+        ),
+        panels.graph(
             "Restarts of supervised work",
             "Times that supervised work was started again after a crash. Normal: 0. The pod's log has each crash once, "
             "with the name of the task.",

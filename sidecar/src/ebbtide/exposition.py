@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ebbtide.protocol import TASK_OUTCOMES, PodState
+from ebbtide.trend import Shape, Trend
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Numbers:
     store_connected: bool | None = None
     """None where there is no store."""
     hook_failures: int = 0
+    trend: Trend = field(default_factory=lambda: Trend(Shape.NORMAL, 0.0))
+    """What the number of tasks does."""
     restarts: int = 0
     """How often supervised work was started again after a crash."""
     refusals: Mapping[str, int] = field(default_factory=dict)
@@ -71,6 +74,11 @@ def render(numbers: Numbers) -> str:
     ]
     text = "Drain and exit hooks that failed or took too long."
     families.append(("ebbtide_hook_failures_total", "counter", text, [("", numbers.hook_failures)]))
+    text = "1 for what the number of tasks does: growth is a leak, sawtooth is churn."
+    shapes: list[tuple[str, float]] = [(f'{{shape="{shape}"}}', int(shape is numbers.trend.shape)) for shape in Shape]
+    families.append(("ebbtide_tasks_trend", "gauge", text, shapes))
+    text = "Tasks per second by which the least number of tasks rises, over ten minutes."
+    families.append(("ebbtide_tasks_growth_per_second", "gauge", text, [("", numbers.trend.growth_per_s)]))
     text = "Times that supervised work was started again after a crash."
     families.append(("ebbtide_restarts_total", "counter", text, [("", numbers.restarts)]))
     text = "Tasks that were not admitted, by reason."

@@ -17,7 +17,7 @@ from ebbtide import watchdog
 from ebbtide.admin import AdminServer
 from ebbtide.agent import Agent
 from ebbtide.cancelling import call_in, cancel_everywhere
-from ebbtide.conductor import Conductor
+from ebbtide.conductor import PATROL_S, Conductor
 from ebbtide.environment import CA, ENDPOINTS, EXIT_MARGIN_S
 from ebbtide.errors import NotRunning
 from ebbtide.exposition import Numbers
@@ -49,6 +49,7 @@ from ebbtide.scope import OnCrash, Scope, child_scope
 from ebbtide.settings import Settings
 from ebbtide.signals import Signals
 from ebbtide.threads import in_daemon_thread
+from ebbtide.trendwatch import TrendWatch
 from ebbtide.views import Views
 
 logger = logging.getLogger("ebbtide")
@@ -93,7 +94,9 @@ class Runtime:
         self._exit_event = asyncio.Event()
         self._drain_hooks = Hooks("drain")
         self._exit_hooks = Hooks("exit")
-        self._views = Views(self._registry, lambda: self._conductor.machine, (self._drain_hooks, self._exit_hooks))
+        self._trend = TrendWatch(PATROL_S)
+        hooks = (self._drain_hooks, self._exit_hooks)
+        self._views = Views(self._registry, lambda: self._conductor.machine, hooks, lambda: self._trend.trend)
         self._running_hooks: set[asyncio.Task[None]] = set()
         self.admin_port: int | None = None
         """Port of the admin server; None before the start, and where it could not listen."""
@@ -330,6 +333,7 @@ class Runtime:
         ).start()
 
     def _patrol(self) -> None:
+        self._trend.sample(len(self._registry))
         displaced = self._signals.displaced
         if displaced and displaced != self._displaced:
             logger.warning(

@@ -15,6 +15,7 @@ from ebbtide.hooks import Hooks
 from ebbtide.machine import Machine
 from ebbtide.protocol import Report
 from ebbtide.registry import Registry
+from ebbtide.trend import Trend
 
 
 class Views:
@@ -24,12 +25,16 @@ class Views:
         registry: Its work.
         machine: Returns its state.
         hooks: Whose last runs are shown.
+        trend: Returns what the number of tasks does.
     """
 
-    def __init__(self, registry: Registry, machine: Callable[[], Machine], hooks: Sequence[Hooks]) -> None:
+    def __init__(
+        self, registry: Registry, machine: Callable[[], Machine], hooks: Sequence[Hooks], trend: Callable[[], Trend]
+    ) -> None:
         self._registry = registry
         self._machine = machine
         self._hooks = hooks
+        self._trend = trend
         self._boot_id = uuid4().hex
 
     def report(self, sequence: int, phase_revision: int) -> Report:
@@ -117,6 +122,7 @@ class Views:
             drain_age_s=None if started is None else time.monotonic() - started,
             late_arrivals=self._registry.late_arrivals,
             store_connected=store_connected,
+            trend=self._trend(),
             restarts=self._registry.restarts,
             refusals=self._registry.refusals,
             max_tasks=self._registry.gate.limits.max_tasks,

@@ -53,7 +53,9 @@ def test_matchers_name_labels_that_exist() -> None:
     asked = [found for text in expressions for found in SELECTOR.findall(text)]
     assert len(asked) > 40
     for name, matchers in asked:
-        labels = OF_OPERATOR.get(name.removesuffix("_bucket"), {"namespace", "pod", "outcome", "reason", "state"})
+        labels = OF_OPERATOR.get(
+            name.removesuffix("_bucket"), {"namespace", "pod", "outcome", "reason", "shape", "state"}
+        )
         assert set(re.findall(r"(\w+)(?:=|!)", matchers)) <= {"job", *labels}, name
 
 

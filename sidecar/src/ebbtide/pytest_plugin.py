@@ -1,0 +1,105 @@
+"""The pytest plugin: `@pytest.mark.no_task_leaks` fails a test that leaves asyncio tasks behind.
+
+For coroutine tests, whatever plugin runs them. Nothing of the library imports this module, and it nothing of the
+library until a test leaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable, Collection, Coroutine
+from fnmatch import fnmatch
+from typing import Any
+
+import pytest
+
+MARK = "no_task_leaks"
+WITHIN_S = 1.0
+"""Seconds that tasks have for their end after the test; those that were cancelled need a turn or two."""
+FIRST_PAUSE_S = 0.001
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini(MARK, "treat every coroutine test as marked no_task_leaks", type="bool", default=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        f"{MARK}(ignore=(), within_s={WITHIN_S:g}): fail where the test leaves asyncio tasks behind; "
+        "ignore: patterns of task names, within_s: seconds that tasks have for their end",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    everywhere = bool(config.getini(MARK))
+    for item in items:
+        mark = item.get_closest_marker(MARK)
+        if not isinstance(item, pytest.Function) or not (mark or everywhere):
+            continue
+        if inspect.iscoroutinefunction(item.obj):
+            options = {} if mark is None else mark.kwargs
+            item.obj = checked(item.obj, options.get("ignore", ()), options.get("within_s", WITHIN_S))
+        elif mark is not None:
+            raise pytest.UsageError(f"{item.nodeid}: {MARK} is for coroutine tests")
+
+
+def checked(
+    test: Callable[..., Coroutine[Any, Any, Any]], ignore: Collection[str], within_s: float
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return a coroutine test that also fails where it leaves tasks behind.
+
+    Args:
+        test: The test.
+        ignore: Patterns of names of tasks that may stay.
+        within_s: Seconds that tasks have for their end.
+    """
+
+    @functools.wraps(test)
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        before = asyncio.all_tasks()
+        result = await test(*args, **kwargs)
+        left = await _left_after(before, ignore, within_s)
+        if left:
+            pytest.fail(_report(left), pytrace=False)
+        return result
+
+    return run
+
+
+async def _left_after(
+    before: Collection[asyncio.Task[Any]], ignore: Collection[str], within_s: float
+) -> list[asyncio.Task[Any]]:
+    loop = asyncio.get_running_loop()
+    give_up_at, pause_s = loop.time() + within_s, 0.0
+    while True:
+        left = [
+            task
+            for task in asyncio.all_tasks()
+            if task not in before and not any(fnmatch(task.get_name(), pattern) for pattern in ignore)
+        ]
+        if not left or loop.time() >= give_up_at:
+            return sorted(left, key=lambda task: task.get_name())
+        await asyncio.sleep(pause_s)
+        pause_s = min(0.1, max(FIRST_PAUSE_S, 2 * pause_s))
+
+
+def _report(left: list[asyncio.Task[Any]]) -> str:
+    from ebbtide.frames import frames_of_task, place_of, stack_of
+
+    lines = [f"the test left {len(left)} tasks behind:"]
+    created_seen = True
+    for task in left:
+        lines.append(f"  {task.get_name()}: waits at {place_of(stack_of(frames_of_task(task)))}")
+        created = getattr(task, "_source_traceback", None)
+        if created:
+            own = [step for step in created if "/asyncio/" not in step.filename and "/ebbtide/" not in step.filename]
+            step = (own or created)[-1]
+            lines.append(f"    created at {step.filename}:{step.lineno} in {step.name}")
+        created_seen = created_seen and bool(created)
+    if not created_seen:
+        lines.append("  (in asyncio's debug mode it also says where they were created: pytest -o asyncio_debug=true)")
+    return "\n".join(lines)

@@ -1,0 +1,54 @@
+"""Watches the number of tasks, and says once when its shape changes."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+from ebbtide.trend import Shape, Trend, classify
+
+logger = logging.getLogger("ebbtide")
+
+KEPT = 60
+"""Samples: ten minutes of the patrol's."""
+SURE = 3
+"""So many samples in a row must say the same before it counts: one at the edge says this and that."""
+
+ADVICE = {
+    Shape.GROWTH: "more is started than ends: look at /debug/tasks for what waits longest",
+    Shape.SAWTOOTH: "work piles up and goes at once: look for what is flushed, thrown away or restarted",
+    Shape.NORMAL: "back to normal",
+}
+
+
+class TrendWatch:
+    """Keep the last counts of one process.
+
+    Args:
+        interval_s: Seconds between two samples.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._counts: deque[int] = deque(maxlen=KEPT)
+        self._seen = Shape.NORMAL
+        self._times = 0
+        self.trend = Trend(Shape.NORMAL, 0.0)
+
+    def sample(self, count: int) -> None:
+        """Take note of a count."""
+        self._counts.append(count)
+        found = classify(tuple(self._counts), self._interval_s)
+        self._times = self._times + 1 if found.shape is self._seen else 1
+        self._seen = found.shape
+        shape = found.shape if self._times >= SURE else self.trend.shape
+        if shape is not self.trend.shape:
+            logger.warning(
+                "ebbtide: the number of tasks (%d) went from %s to %s, %+.3g per second: %s",
+                count,
+                self.trend.shape,
+                shape,
+                found.growth_per_s,
+                ADVICE[shape],
+            )
+        self.trend = Trend(shape, found.growth_per_s)
