@@ -56,7 +56,7 @@ def test_a_test_that_leaves_tasks_behind_fails_with_their_names_and_places(tmp_p
     assert "the test left 1 tasks behind:" in out
     assert "forgotten: waits at" in out
     assert "test_it.py:6 in forgotten" in out
-    assert "test_it.py:11 in test_leaks" in out, "where it was created"
+    assert "test_it.py:10 in test_leaks" in out, "where it was created"
     assert "its own reason" in out
 
 
