@@ -81,7 +81,7 @@ generate: venv ## Make again what is generated: dashboards, the chart's CRD and 
 .PHONY: lock
 lock: ## Resolve the dependencies anew (needs uv on PATH)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra operator pyproject.toml -o operator/requirements.lock
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra operator --group test pyproject.toml -o requirements-dev.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra operator --extra etcd3 --group test pyproject.toml -o requirements-dev.lock
 
 .PHONY: help
 help: ## Show this
