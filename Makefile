@@ -42,6 +42,11 @@ test-unit: venv ## Pure rules and single processes: no cluster, under a minute
 test-contract: venv ## Real etcd processes and the rendered chart
 	.venv/bin/pytest tests/contract
 
+.PHONY: test-store
+test-store: venv ## The store: contract, faults (20 of each); prints the table (about 10 min)
+	EBBTIDE_FAULT_ROUNDS=$${EBBTIDE_FAULT_ROUNDS:-20} \
+		.venv/bin/pytest tests/contract/test_store.py tests/contract/test_counting.py tests/contract/test_store_faults.py
+
 .PHONY: test-cluster
 test-cluster: venv ## The real cluster, faults included; EBBTIDE_KEEP_CLUSTER=1 leaves it up
 	.venv/bin/pytest tests/cluster
