@@ -42,6 +42,12 @@ test-unit: venv ## Pure rules and single processes: no cluster, under a minute
 test-contract: venv ## Real etcd processes and the rendered chart
 	.venv/bin/pytest tests/contract
 
+.PHONY: test-store
+test-store: venv ## The store: contract, faults (20 of each), fencing (10,000 writes); prints the table (about 10 min)
+	EBBTIDE_FAULT_ROUNDS=$${EBBTIDE_FAULT_ROUNDS:-20} EBBTIDE_STALE_WRITES=$${EBBTIDE_STALE_WRITES:-10000} \
+		.venv/bin/pytest tests/contract/test_store.py tests/contract/test_counting.py tests/contract/test_store_faults.py \
+		tests/contract/test_fencing.py
+
 .PHONY: test-cluster
 test-cluster: venv ## The real cluster, faults included; EBBTIDE_KEEP_CLUSTER=1 leaves it up
 	.venv/bin/pytest tests/cluster
@@ -95,7 +101,7 @@ generate: venv ## Make again what is generated: dashboards, the chart's CRD and 
 .PHONY: lock
 lock: ## Resolve the dependencies anew (needs uv on PATH)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra operator pyproject.toml -o operator/requirements.lock
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra operator --group test pyproject.toml -o requirements-dev.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra operator --extra etcd3 --group test pyproject.toml -o requirements-dev.lock
 
 .PHONY: help
 help: ## Show this

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.contract.counting import HEAD
 from tests.contract.member import Member
 
 
@@ -25,3 +26,13 @@ def etcd() -> Iterator[Member]:
         yield member
     finally:
         member.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the suites counted: the fault table, and what became of a stale leader's writes."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    for name, head in (("fault", HEAD), ("fencing", ())):
+        rows = [row for report in reports for key, row in report.user_properties if key == name]
+        if rows:
+            terminalreporter.section(name)
+            terminalreporter.write_line("\n".join([*head, *rows]))

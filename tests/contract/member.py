@@ -35,22 +35,26 @@ class Member:
     Args:
         flags: Further flags.
         scheme: `https` needs certificates in the flags.
+        name: Its name among its peers.
+        peers: URL of every member by name, its own among them; None: it is alone.
     """
 
-    def __init__(self, *flags: str, scheme: str = "http") -> None:
+    def __init__(
+        self, *flags: str, scheme: str = "http", name: str = "test", peers: dict[str, str] | None = None
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ebbtide-etcd-"))
         self.port = free_port()
         self.url = f"{scheme}://127.0.0.1:{self.port}"
         self._metrics = free_port()
-        peer = f"http://127.0.0.1:{free_port()}"
+        peers = peers or {name: f"http://127.0.0.1:{free_port()}"}
         self._command = [
             program(),
-            "--name=test",
+            f"--name={name}",
             f"--listen-client-urls={self.url}",
             f"--advertise-client-urls={self.url}",
-            f"--listen-peer-urls={peer}",
-            f"--initial-advertise-peer-urls={peer}",
-            f"--initial-cluster=test={peer}",
+            f"--listen-peer-urls={peers[name]}",
+            f"--initial-advertise-peer-urls={peers[name]}",
+            f"--initial-cluster={','.join(f'{peer}={url}' for peer, url in peers.items())}",
             f"--listen-metrics-urls=http://127.0.0.1:{self._metrics}",
             "--log-level=warn",
             # A loopback store that loses its machine may lose its data: tests restart processes only.
@@ -61,8 +65,16 @@ class Member:
         self._log = (self.folder / "log").open("ab")
 
     def start(self) -> None:
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start it without waiting for it: members of a cluster are healthy together."""
         command = [*self._command, f"--data-dir={self.folder / 'data'}"]
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
+
+    def wait(self) -> None:
+        assert self._process is not None
         deadline = time.monotonic() + 30
         while not self._healthy():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -94,9 +106,26 @@ class Member:
         """Lose the data, as an emptyDir does; only while it is killed."""
         shutil.rmtree(self.folder / "data")
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the leader of its cluster."""
+        url = f"http://127.0.0.1:{self._metrics}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return b"\netcd_server_is_leader 1\n" in answer.read()
+
     def close(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self.running:
             self.thaw()
             self.kill()
         self._log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def three(*flags: str) -> list[Member]:
+    """Return the members of a cluster; they are not started."""
+    peers = {name: f"http://127.0.0.1:{free_port()}" for name in ("a", "b", "c")}
+    return [Member(*flags, name=name, peers=peers) for name in peers]

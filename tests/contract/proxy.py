@@ -3,6 +3,7 @@
 import selectors
 import socket
 import threading
+import time
 
 
 class Proxy:
@@ -20,6 +21,8 @@ class Proxy:
         self.silent = False
         self.refusing = False
         """Break every connection as it is made; `cut` breaks those that there are."""
+        self.delay_s = 0.0
+        """How long what the server says is held back, on every connection."""
         self.accepted = 0
         self.cuts: list[int] = []
         """Cut the next connections once they carried so many bytes from the server."""
@@ -82,6 +85,8 @@ class Proxy:
                             if lossy:
                                 continue
                             carried += len(data)
+                            if self.delay_s:
+                                time.sleep(self.delay_s)
                         key.data.sendall(data)
                         if cut_after is not None and carried > cut_after:
                             return

@@ -1,5 +1,6 @@
 """The library's synchronous client against real etcd."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -24,6 +25,7 @@ from ebbtide.etcd import (
     client as client_module,
 )
 from ebbtide_operator.ports import StoreUnavailable
+from ebbtide_operator.store.etcd3 import Etcd3
 from ebbtide_operator.store.gateway import Gateway
 from tests.contract.member import Member
 from tests.contract.watching import SyncWatching, collect, wait_until
@@ -243,17 +245,29 @@ def test_strangers_are_told_that_they_are(guarded: Member, credentials: Any) -> 
         client.get("/own/a")
 
 
-async def test_the_gateway_logs_in_again_too(guarded: Member) -> None:
-    gateway = Gateway([guarded.url], username="root", password="r")
-    await gateway.transact([], [Put("/own/a", b"1")])
-    guarded.kill()
-    guarded.start()
-    found = await gateway.get("/own/a")
-    assert found is not None
-    assert found.value == b"1"
-    await gateway.close()
-    gateway = Gateway([guarded.url], username="root", password="wrong")
+@pytest.mark.parametrize("adapter", [Gateway, Etcd3])
+async def test_the_operators_store_logs_in_again_too(guarded: Member, adapter: Any) -> None:
+    store = adapter([guarded.url], username="root", password="r")
+    revision = await store.transact([], [Put("/own/a", b"1")])
+    async with contextlib.aclosing(store.watch("/own/", revision - 1)) as batches:
+        await anext(batches)
+        await asyncio.to_thread(guarded.kill)
+        await asyncio.to_thread(guarded.start)
+        news = asyncio.ensure_future(anext(batches))
+        found = await store.get("/own/a")
+        assert found is not None
+        assert found.value == b"1"
+        await store.transact([], [Put("/own/a", b"2")])
+        async with asyncio.timeout(20):
+            (changed,) = await news
+        assert changed.key_value.value == b"2"
+    await store.close()
+
+
+@pytest.mark.parametrize("adapter", [Gateway, Etcd3])
+async def test_the_operators_store_says_that_its_password_is_wrong(guarded: Member, adapter: Any) -> None:
+    store = adapter([guarded.url], username="root", password="wrong")
     with pytest.raises(StoreUnavailable, match="authentication failed"):
-        await gateway.get("/own/a")
-    assert not gateway.healthy
-    await gateway.close()
+        await store.get("/own/a")
+    assert not store.healthy
+    await store.close()

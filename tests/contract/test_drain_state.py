@@ -116,8 +116,8 @@ async def test_an_emptied_store_begins_anew(etcd: Member, monkeypatch: pytest.Mo
         old = state.epoch
         await asyncio.to_thread(etcd.kill)
         etcd.wipe()
-        await asyncio.to_thread(etcd.start)
         told.clear()
+        await asyncio.to_thread(etcd.start)
         await until(lambda: state.orders("shop") == {})
         assert ("shop", "u0", None) in told
         with pytest.raises(Deposed):

@@ -1,4 +1,4 @@
-"""One suite for the store port: the memory model and etcd behind its gateway must not differ."""
+"""One suite for the store port: the memory model and both ways to etcd must not differ."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ebbtide.etcd import EtcdClient
 from ebbtide_operator.ports import (
     Changed,
     Compare,
@@ -20,18 +21,25 @@ from ebbtide_operator.ports import (
     Store,
     StoreUnavailable,
 )
+from ebbtide_operator.store.etcd3 import Etcd3
 from ebbtide_operator.store.gateway import Gateway
 from ebbtide_operator.store.memory import MemoryStore
 
 
-@pytest.fixture(params=["memory", pytest.param("gateway", marks=pytest.mark.etcd)])
+@pytest.fixture(
+    params=[
+        MemoryStore,
+        pytest.param(Gateway, marks=pytest.mark.etcd),
+        pytest.param(Etcd3, marks=pytest.mark.etcd),
+    ]
+)
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
-    if request.param == "memory":
+    if request.param is MemoryStore:
         yield MemoryStore()
         return
-    gateway = Gateway([request.getfixturevalue("shared_etcd").url])
-    yield gateway
-    await gateway.close()
+    store = request.param([request.getfixturevalue("shared_etcd").url])
+    yield store
+    await store.close()
 
 
 @pytest.fixture
@@ -106,7 +114,7 @@ async def test_a_range_is_sorted_and_has_its_prefix_only(store: Any, prefix: str
 async def test_a_long_range_comes_in_pages_without_a_gap(
     store: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ebbtide_operator.store.gateway.PAGE", 7)
+    monkeypatch.setattr("ebbtide_operator.store.etcd.PAGE", 7)
     wanted = [f"{prefix}{number:03}" for number in range(50)]
     for start in range(0, 50, 25):
         await store.transact([], [Put(key, b"") for key in wanted[start : start + 25]])
@@ -254,7 +262,7 @@ async def test_a_watch_from_before_a_compaction_gets_everything_anew(
     if isinstance(store, MemoryStore):
         store.compact(last)
     else:
-        await compact(store, last)
+        await asyncio.to_thread(compact, request.getfixturevalue("shared_etcd").url, last)
     async with Watching(store, prefix, start) as watching:
         (resync,) = await watching.until(1)
         assert isinstance(resync, Resync)
@@ -266,10 +274,10 @@ async def test_a_watch_from_before_a_compaction_gets_everything_anew(
     assert changes[1].key_value.key == prefix + "later"
 
 
-async def compact(store: Gateway, revision: int) -> None:
-    await store._connection.call(
-        "compact", "/v3/kv/compaction", b'{"revision":"%d","physical":true}' % revision, write=True
-    )
+def compact(url: str, revision: int) -> None:
+    body = b'{"revision":"%d","physical":true}' % revision
+    with EtcdClient([url]) as client:
+        client._transport.call("compact", "/v3/kv/compaction", body, write=True)
 
 
 async def test_two_watches_do_not_disturb_each_other(store: Any, prefix: str) -> None:

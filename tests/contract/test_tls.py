@@ -1,4 +1,4 @@
-"""Mutual TLS through the gateway, with the certificates that the operator makes for its own etcd."""
+"""Mutual TLS, with the certificates that the operator makes for its own etcd: the library's client, both adapters."""
 
 import datetime as dt
 import ssl
@@ -13,6 +13,8 @@ import pytest
 from ebbtide.etcd import Changed, EtcdClient, TimedOut, Unavailable
 from ebbtide_operator.cluster.authority import Leaf, Pair, make_authority, make_leaf
 from ebbtide_operator.ports import Put, StoreUnavailable
+from ebbtide_operator.store.etcd3 import Etcd3
+from ebbtide_operator.store.etcd3_connection import Pem
 from ebbtide_operator.store.gateway import Gateway
 from tests.contract.member import Member
 from tests.contract.watching import collect, wait_until
@@ -68,6 +70,18 @@ def context(folder: Path, authority: Pair | None, *, trusts: Pair = AUTHORITY) -
     return made
 
 
+def pem_of(authority: Pair) -> tuple[bytes, bytes]:
+    pair = make_leaf(authority, Leaf("ebbtide", server=False, client=True), NOW)
+    return pair.certificate, pair.key
+
+
+def a_store(adapter: Any, folder: Path, url: str, authority: Pair, *, trusts: Pair = AUTHORITY) -> Any:
+    if adapter is Gateway:
+        return Gateway([url], tls=context(folder, authority, trusts=trusts))
+    pem = Pem(trusts.certificate, *pem_of(authority))
+    return Etcd3([url], pem=lambda: pem)
+
+
 def test_a_client_with_a_certificate_does_everything(folder: Path, member: Member) -> None:
     with EtcdClient([member.url], tls=context(folder, AUTHORITY)) as client:
         lease = client.grant(30)
@@ -88,17 +102,18 @@ def test_a_client_with_a_certificate_does_everything(folder: Path, member: Membe
         assert time.monotonic() - asked_at < 5
 
 
-async def test_the_gateway_with_a_certificate_does_everything(folder: Path, member: Member) -> None:
-    gateway = Gateway([member.url], tls=context(folder, AUTHORITY))
-    revision = await gateway.transact([], [Put("/a", b"1")])
+@pytest.mark.parametrize("adapter", [Gateway, Etcd3])
+async def test_a_store_with_a_certificate_does_everything(folder: Path, member: Member, adapter: Any) -> None:
+    store = a_store(adapter, folder, member.url, AUTHORITY)
+    revision = await store.transact([], [Put("/a", b"1")])
     assert revision is not None
-    watch = gateway.watch("/", revision - 1)
+    watch = store.watch("/", revision - 1)
     (changed,) = await anext(watch)
     assert isinstance(changed, Changed)
     assert changed.key_value.value == b"1"
-    assert gateway.healthy
+    assert store.healthy
     await watch.aclose()
-    await gateway.close()
+    await store.close()
 
 
 @pytest.mark.parametrize("authority", [None, STRANGER])
@@ -112,16 +127,44 @@ async def test_nobody_else_gets_in(folder: Path, member: Member, authority: Any)
     await gateway.close()
 
 
+async def test_a_stranger_does_not_get_in_over_grpc(folder: Path, member: Member) -> None:
+    store = a_store(Etcd3, folder, member.url, STRANGER)
+    with pytest.raises(StoreUnavailable):
+        await store.get("/a")
+    await store.close()
+
+
+async def test_without_a_certificate_the_adapter_for_grpc_says_so(folder: Path, member: Member) -> None:
+    store = Etcd3([member.url], pem=lambda: None)
+    with pytest.raises(StoreUnavailable, match="no certificate yet") as raised:
+        await store.transact([], [Put("/a", b"1")])
+    assert not raised.value.uncertain
+    await store.close()
+
+
+async def test_a_renewed_certificate_is_used_from_the_next_call_on(folder: Path, member: Member) -> None:
+    """The etcd3 adapter cannot load it into a context that is in use, as the gateway's does."""
+    wrong, right = pem_of(STRANGER), pem_of(AUTHORITY)
+    held = [Pem(AUTHORITY.certificate, *wrong)]
+    store = Etcd3([member.url], pem=lambda: held[0])
+    with pytest.raises(StoreUnavailable):
+        await store.get("/a")
+    held[0] = Pem(AUTHORITY.certificate, *right)
+    assert await store.get("/a") is None
+    await store.close()
+
+
 async def test_a_server_that_is_not_trusted_is_not_talked_to(folder: Path, member: Member) -> None:
     tls = context(folder, AUTHORITY, trusts=STRANGER)
     with EtcdClient([member.url], tls=tls) as client, pytest.raises(Unavailable, match=r"(?i)certificate") as raised:
         client.put("/a", b"secret")
     assert not raised.value.may_have_happened
-    gateway = Gateway([member.url], tls=tls)
-    with pytest.raises(StoreUnavailable, match=r"(?i)certificate") as refused:
-        await gateway.transact([], [Put("/a", b"secret")])
-    assert not refused.value.uncertain
-    await gateway.close()
+    for adapter in (Gateway, Etcd3):
+        store = a_store(adapter, folder, member.url, AUTHORITY, trusts=STRANGER)
+        with pytest.raises(StoreUnavailable, match=r"(?i)certificate") as refused:
+            await store.transact([], [Put("/a", b"secret")])
+        assert not refused.value.uncertain
+        await store.close()
 
 
 def test_a_server_of_another_name_is_not_talked_to(folder: Path) -> None:

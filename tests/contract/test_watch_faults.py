@@ -1,4 +1,4 @@
-"""No watch loses anything, whatever happens to the store or the way to it: both clients, real etcd."""
+"""No watch loses anything, whatever happens to the store or the way to it: every client of ours, real etcd."""
 
 import threading
 import time
@@ -10,13 +10,13 @@ import pytest
 from ebbtide.etcd import Changed, EtcdClient, EtcdError, Removed, Resync
 from tests.contract.member import Member
 from tests.contract.proxy import Proxy
-from tests.contract.watching import GatewayWatching, SyncWatching, state_of, wait_until
+from tests.contract.watching import Etcd3Watching, GatewayWatching, SyncWatching, state_of, wait_until
 
 pytestmark = pytest.mark.etcd
 PREFIX = "/w/"
 
 
-@pytest.fixture(params=[SyncWatching, GatewayWatching])
+@pytest.fixture(params=[SyncWatching, GatewayWatching, Etcd3Watching])
 def watching_of(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Start a watch; it is stopped at the end of the test."""
     started = []
@@ -157,7 +157,7 @@ def test_a_compaction_while_away_gives_everything_anew(
         "added": b"new",
     }
     gone = [change.key for change in watching.changes if isinstance(change, Removed)]
-    # Who listed by himself (the gateway's user) compares by himself; the library's watch names what is gone.
+    # Who listed by himself (the store's user) compares by himself; the library's watch names what is gone.
     assert gone == ([PREFIX + "gone"] if isinstance(watching, SyncWatching) else [])
 
 

@@ -1,4 +1,4 @@
-"""A watch in a thread, by the synchronous client or the operator's gateway, whose changes a test can wait for."""
+"""A watch in a thread, by the synchronous client or the operator's store, whose changes a test can wait for."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from ebbtide.etcd import Changed, EtcdClient, Removed, Resync, Watch
+from ebbtide_operator.store.etcd3 import Etcd3
 from ebbtide_operator.store.gateway import Gateway
 
 PATIENCE_S = 40.0
@@ -46,8 +47,10 @@ class SyncWatching:
         self._client.close()
 
 
-class GatewayWatching:
-    """The same, driven by an event loop of its own, after a list as the mirror does it."""
+class StoreWatching:
+    """The same, by an adapter of the operator's store port in a loop of its own, after a list as the mirror does it."""
+
+    adapter: type[Gateway] | type[Etcd3] = Gateway
 
     def __init__(self, urls: list[str], prefix: str, *, inactivity_s: float = 20.0, timeout_s: float = 2.0) -> None:
         self.changes: list[Any] = []
@@ -60,23 +63,23 @@ class GatewayWatching:
 
     @property
     def connected(self) -> bool:
-        return any(self.gateway._watching.values())
+        return self.store.watching
 
     async def _run(self) -> None:
         urls, prefix, inactivity_s, timeout_s = self._arguments
-        self.gateway = Gateway(urls, timeout_s=timeout_s, inactivity_s=inactivity_s)
+        self.store = self.adapter(urls, timeout_s=timeout_s, inactivity_s=inactivity_s)
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        key_values, revision = await self.gateway.range(prefix)
+        key_values, revision = await self.store.range(prefix)
         self.changes.append(Resync(key_values, revision))
         task = asyncio.create_task(self._collect(prefix, revision))
         self._ready.set()
         await self._end.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await self.gateway.close()
+        await self.store.close()
 
     async def _collect(self, prefix: str, revision: int) -> None:
-        async with contextlib.aclosing(self.gateway.watch(prefix, revision)) as batches:
+        async with contextlib.aclosing(self.store.watch(prefix, revision)) as batches:
             async for batch in batches:
                 self.changes += batch
 
@@ -87,6 +90,14 @@ class GatewayWatching:
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(10)
         assert not self._thread.is_alive(), "the watch does not end"
+
+
+class GatewayWatching(StoreWatching):
+    adapter = Gateway
+
+
+class Etcd3Watching(StoreWatching):
+    adapter = Etcd3
 
 
 def wait_until(condition: Any) -> None:

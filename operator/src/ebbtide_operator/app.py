@@ -10,7 +10,6 @@ import asyncio
 import logging
 import secrets
 import signal
-import ssl
 import time
 
 import aiohttp
@@ -36,8 +35,8 @@ from ebbtide_operator.serve.admission import Admission
 from ebbtide_operator.serve.app import Server
 from ebbtide_operator.serve.relay import Relay
 from ebbtide_operator.settings import Settings
+from ebbtide_operator.store.adapters import make_store
 from ebbtide_operator.store.drain_state import MirroredDrainState
-from ebbtide_operator.store.gateway import Gateway
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +81,7 @@ class App:
             settings.identity,
             Timing(settings.lease_duration_s),
         )
-        password = settings.etcd_password_file.read_text().strip() if settings.etcd_password_file else None
-        self._store = Gateway(
-            settings.etcd_endpoints,
-            tls=_etcd_tls(settings, self._certificates),
-            username=settings.etcd_username or None,
-            password=password,
-        )
+        self._store = make_store(settings, self._certificates)
         self._state = MirroredDrainState(self._store, self._record_changed, prefix=settings.prefix)
         self._applier = Applier(self._cluster, self._state, metrics, time.time)
         self._reconciler = Reconciler(
@@ -382,13 +375,3 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-
-
-def _etcd_tls(settings: Settings, certificates: Certificates) -> ssl.SSLContext | None:
-    if settings.etcd_tls_own:
-        return certificates.etcd
-    if settings.etcd_tls is None:
-        return None
-    context = ssl.create_default_context(cafile=str(settings.etcd_tls / "ca.crt"))
-    context.load_cert_chain(settings.etcd_tls / "tls.crt", settings.etcd_tls / "tls.key")
-    return context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from ebbtide_operator.core.annotations import read_policy
 from ebbtide_operator.core.model import Mode, Policy
 
 ENVIRONMENT_PREFIX = "EBBTIDE_OPERATOR_"
+ETCD_ADAPTERS = ("gateway", "etcd3")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 TLS_FILES = ("ca.crt", "tls.crt", "tls.key")
 
@@ -37,6 +39,8 @@ class Settings:
     """What the release calls its objects."""
     identity: str
     """Name of this replica in the Lease."""
+    etcd_adapter: str
+    """How etcd is spoken to: `gateway` (HTTP), or `etcd3` (gRPC through the package of that name)."""
     etcd_endpoints: tuple[str, ...]
     """Base URLs."""
     etcd_tls: Path | None
@@ -84,6 +88,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         namespace=namespace,
         fullname=fullname,
         identity=environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
+        etcd_adapter=source.read("etcd-adapter", _adapter, "gateway"),
         etcd_endpoints=endpoints,
         etcd_tls=tls if isinstance(tls, Path) else None,
         etcd_tls_own=tls == "operator",
@@ -95,7 +100,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         pod_endpoints=source.read("pod-endpoints", _urls, f"https://{fullname}.{namespace}.svc:443"),
         fail_open_after_s=source.read("fail-open-after", _at_least(1.0), "10"),
         lease_duration_s=source.read("lease-duration", _at_least(3.0), "15"),
-        log_level=source.read("log-level", _level, "info"),
+        log_level=source.read("log-level", _one_of(LOG_LEVELS), "info"),
         defaults=_defaults(source),
     )
 
@@ -103,6 +108,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
 OPTIONS: Mapping[str, str] = {
     "namespace": "namespace that the operator runs in",
     "fullname": "what the release calls its objects",
+    "etcd-adapter": "how etcd is spoken to: gateway, or etcd3 (needs the extra etcd3)",
     "etcd-endpoints": "base URLs of etcd, comma-separated",
     "etcd-tls": "operator (certificates that it makes), none, or a folder with ca.crt, tls.crt and tls.key",
     "etcd-username": "etcd user",
@@ -173,6 +179,14 @@ def _name(text: str) -> str:
     return text
 
 
+def _adapter(text: str) -> str:
+    adapter = _one_of(ETCD_ADAPTERS)(text)
+    # Known before anything runs, and without the time that the import takes.
+    if adapter == "etcd3" and importlib.util.find_spec("etcd3") is None:
+        raise ValueError("must be gateway where the extra is missing: pip install 'ebbtide[operator,etcd3]'")
+    return adapter
+
+
 def _urls(text: str) -> tuple[str, ...]:
     urls = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
     for url in urls:
@@ -224,7 +238,10 @@ def _at_least(least: float) -> Callable[[str], float]:
     return convert
 
 
-def _level(text: str) -> str:
-    if text.lower() not in LOG_LEVELS:
-        raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
-    return text.lower()
+def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text.lower()
+
+    return convert

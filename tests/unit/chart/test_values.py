@@ -61,6 +61,7 @@ CASES: dict[str, tuple[list[Any], list[Any]]] = {
     "crds.keep": ([False], ["no"]),
     "crds.annotations": ([{"a": "b"}], [{"a": 1}]),
     "etcd.prefix": (["/a", "/a/b"], ["a", "/a/", "/", "/a b"]),
+    "etcd.adapter": (["etcd3", "gateway"], ["grpc", "", None]),
     "etcd.image.repository": (["a/b"], [""]),
     "etcd.image.tag": (["v3.5.30"], [3.6]),
     "etcd.image.digest": (["sha256:" + "a" * 64], ["a"]),

@@ -65,6 +65,18 @@ def test_a_folder_with_certificates_is_taken(tmp_path: Path) -> None:
     assert not settings.etcd_tls_own
 
 
+def test_the_adapter_is_the_gateway_unless_another_is_named() -> None:
+    assert parse([], {}).etcd_adapter == "gateway"
+    assert parse([], {"EBBTIDE_OPERATOR_ETCD_ADAPTER": "etcd3"}).etcd_adapter == "etcd3"
+
+
+def test_an_adapter_whose_package_is_missing_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert parse([], {}).etcd_adapter == "gateway"
+    with pytest.raises(SettingsError, match=r"--etcd-adapter .*pip install 'ebbtide\[operator,etcd3\]'"):
+        parse(["--etcd-adapter=etcd3"], {})
+
+
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
@@ -76,6 +88,7 @@ def test_a_folder_with_certificates_is_taken(tmp_path: Path) -> None:
         ("fail-open-after", "nan"),
         ("lease-duration", "1"),
         ("log-level", "loud"),
+        ("etcd-adapter", "grpc"),
         ("prefix", "no-slash"),
         ("namespace", "With Spaces"),
         ("etcd-endpoints", "etcd:2379"),

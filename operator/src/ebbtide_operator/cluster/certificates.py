@@ -119,6 +119,7 @@ class Certificates:
     _loaded: dict[str, str] = field(default_factory=dict)
     _serving: ssl.SSLContext | None = None
     _etcd: ssl.SSLContext | None = None
+    _etcd_pem: tuple[bytes, bytes, bytes] | None = None
     _bundle: bytes = b""
 
     async def ensure(self) -> None:
@@ -165,6 +166,11 @@ class Certificates:
             self._etcd = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             self._etcd.minimum_version = ssl.TLSVersion.TLSv1_2
         return self._etcd
+
+    @property
+    def etcd_pem(self) -> tuple[bytes, bytes, bytes] | None:
+        """The same as PEM, for who takes no context: authority, certificate and key; None before the first load."""
+        return self._etcd_pem
 
     def close(self) -> None:
         """Remove the key files."""
@@ -221,6 +227,7 @@ class Certificates:
         else:
             self.etcd.load_cert_chain(certificate, key)
             self.etcd.load_verify_locations(cadata=secret.data["ca.crt"].decode())
+            self._etcd_pem = (secret.data["ca.crt"], pair.certificate, pair.key)
         self.on_expiry(name, pair.expires_at)
 
 

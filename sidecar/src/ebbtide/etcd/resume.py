@@ -37,10 +37,15 @@ class Resumption:
         keys: The keys or prefixes that are watched.
         prefix: Whether they are prefixes.
         after: The revision after which to begin, where the caller has listed already.
+        proof_s: How long the store must stay behind before it counts as begun anew; None: `RESTART_PROOF_S`. Whoever
+            lists with reads that a majority confirms needs no time for it.
     """
 
-    def __init__(self, keys: Sequence[str], *, prefix: bool, after: int | None = None) -> None:
+    def __init__(
+        self, keys: Sequence[str], *, prefix: bool, after: int | None = None, proof_s: float | None = None
+    ) -> None:
         self._prefix = prefix
+        self._proof_s = proof_s
         self._positions = [_Position(key) for key in dict.fromkeys(keys)]
         self._seen = 0
         self._behind_since: float | None = None
@@ -60,14 +65,14 @@ class Resumption:
         """True once the store has confirmed every watch of the current connection."""
         return all(position.created for position in self._positions)
 
-    def begin(self) -> bytes:
-        """Return the request body of a new connection."""
+    def begin(self) -> list[wire.WatchTarget]:
+        """Return what to ask of a new connection."""
         for position in self._positions:
             position.created = False
-        return wire.encode_watch(
+        return [
             wire.WatchTarget(number, position.key, self._prefix, position.next_revision)
             for number, position in enumerate(self._positions, 1)
-        )
+        ]
 
     def relist(self, results: Sequence[RangeResult], now: float) -> Batch:
         """Take a fresh list of every key, and say what it is and what is gone since the last time.
@@ -97,11 +102,11 @@ class Resumption:
         key_values = tuple(current[key] for key in sorted(current))
         return Batch((Resync(key_values, revision, restarted), *gone), revision)
 
-    def take(self, line: bytes, now: float, endpoint: str) -> Batch | None:
-        """Take one line of the watch and return what is new in it.
+    def take(self, answer: wire.WatchAnswer, now: float, endpoint: str) -> Batch | None:
+        """Take one answer of the watch and return what is new in it.
 
         Args:
-            line: As the store sent it.
+            answer: What the store sent.
             now: Monotonic time in seconds.
             endpoint: Who sent it, for error messages.
 
@@ -109,12 +114,6 @@ class Resumption:
             Compacted: List again.
             EtcdError: Connect again.
         """
-        try:
-            answer = wire.decode_watch_line(line)
-        except wire.StreamFailure as error:
-            raise error_of("watch", 200, error.failure, endpoint=endpoint, write=False) from error
-        except WireError as error:
-            raise BadAnswer(f"watch: {error}", endpoint=endpoint) from error
         # A refused watch is answered with both `created` and `canceled`.
         if answer.canceled:
             raise _cancelled(answer, endpoint)
@@ -156,10 +155,24 @@ class Resumption:
     def _proven_behind(self, now: float) -> bool:
         if self._behind_since is None:
             self._behind_since = now
-        return now - self._behind_since >= RESTART_PROOF_S
+        return now - self._behind_since >= (RESTART_PROOF_S if self._proof_s is None else self._proof_s)
 
     def _behind(self, revision: int) -> EtcdError:
         return Unavailable(f"watch: the store is at revision {revision}, behind {self._seen}, which was seen")
+
+
+def decode_answer(line: bytes, endpoint: str) -> wire.WatchAnswer:
+    """Read one line of a watch.
+
+    Raises:
+        EtcdError: The store ended the watch, or the line is not what the gateway says.
+    """
+    try:
+        return wire.decode_watch_line(line)
+    except wire.StreamFailure as error:
+        raise error_of("watch", 200, error.failure, endpoint=endpoint, write=False) from error
+    except WireError as error:
+        raise BadAnswer(f"watch: {error}", endpoint=endpoint) from error
 
 
 def _cancelled(answer: wire.WatchAnswer, endpoint: str) -> EtcdError:

@@ -13,7 +13,7 @@ from ebbtide.etcd.dial import SLICE_S, Interrupted
 from ebbtide.etcd.endpoints import Backoff
 from ebbtide.etcd.errors import Closed, Compacted, EtcdError, TimedOut, Unavailable
 from ebbtide.etcd.messages import Batch, RangeResult
-from ebbtide.etcd.resume import Resumption
+from ebbtide.etcd.resume import Resumption, decode_answer
 from ebbtide.etcd.transport import Transport
 
 INACTIVITY_S = 45.0
@@ -106,7 +106,8 @@ class Watch(Iterator[Batch]):
 
     def _follow(self) -> Generator[Batch, None, None]:
         """Open a connection and deliver what it says until it fails."""
-        stream = self._transport.open_stream("watch", wire.WATCH, self._resumption.begin(), self._interrupted)
+        body = wire.encode_watch(self._resumption.begin())
+        stream = self._transport.open_stream("watch", wire.WATCH, body, self._interrupted)
         opened_at = time.monotonic()
         confirmed = False
         try:
@@ -119,7 +120,8 @@ class Watch(Iterator[Batch]):
                         raise _Silence from None
                     raise
                 for line in lines:
-                    batch = self._resumption.take(line, time.monotonic(), stream.endpoint.url)
+                    url = stream.endpoint.url
+                    batch = self._resumption.take(decode_answer(line, url), time.monotonic(), url)
                     if not confirmed and self._resumption.confirmed:
                         confirmed = True
                         self._note_connected()
