@@ -50,7 +50,6 @@ class Gate:
 
     Attributes:
         parent: The gate around this one.
-        inner: Those inside it.
         numbers: Of the entries that it let in, where it has a limit of its own for them.
         alone: Of all limits only those of the process hold here, and one breaker.
         plain: `alone`, and no task timed out lately: nothing is to be asked or told here.
@@ -63,7 +62,7 @@ class Gate:
         self._registry = registry
         self.parent = parent
         self.name = name
-        self.inner: weakref.WeakSet[Gate] = weakref.WeakSet()
+        self._inner: weakref.WeakValueDictionary[int, Gate] = weakref.WeakValueDictionary()
         self.numbers: dict[int, None] | None = None
         self.root: Gate = self if parent is None else parent.root
         self.bucket = TokenBucket(math.inf, 1)
@@ -72,7 +71,7 @@ class Gate:
         self._own_breaker: Breaker | None = None
         self._apply(limits)
         if parent is not None:
-            parent.inner.add(self)
+            parent.take_in(self)
 
     @property
     def limits(self) -> Limits:
@@ -215,10 +214,18 @@ class Gate:
                 )
         self.root.mark_plain()
 
+    def take_in(self, gate: Gate) -> None:
+        """Remember a gate inside this one, as long as somebody has it."""
+        self._inner[id(gate)] = gate
+
+    def inner(self) -> list[Gate]:
+        """Return the gates inside this one, from any thread: the copy of the references is atomic."""
+        return [gate for reference in self._inner.valuerefs() if (gate := reference()) is not None]
+
     def every(self) -> Iterator[Gate]:
         """Return this gate and all inside it."""
         yield self
-        for gate in list(self.inner):
+        for gate in self.inner():
             yield from gate.every()
 
     def view(self) -> dict[str, Any]:
@@ -236,14 +243,14 @@ class Gate:
     def mark_plain(self) -> None:
         """Work out `plain` for this gate and those inside it."""
         self.plain: bool = self.alone and not self.breakers[0].row
-        for gate in list(self.inner):
+        for gate in self.inner():
             gate.mark_plain()
 
     def wake_everybody(self) -> None:
         """Let all who wait at this gate and inside it ask again."""
         self.waiters.wake_all()
         self.sleepers.wake_all()
-        for gate in list(self.inner):
+        for gate in self.inner():
             gate.wake_everybody()
 
     def _turn_away(self, refusal: Refused) -> NoReturn:
@@ -320,7 +327,7 @@ class Gate:
             len(self.breakers) == 1 and not own_rules and (parent is self.root or parent.alone)
         )
         self.mark_plain()
-        for gate in list(self.inner):
+        for gate in self.inner():
             gate.settle()
 
 

@@ -340,7 +340,8 @@ class Scope:
 
     def _inside(self) -> set[Scope]:
         found = {self}
-        for child in list(self._children.values()):
+        # The copy of the references is atomic: a crash in a thread asks while scopes are made elsewhere.
+        for child in [child for reference in self._children.valuerefs() if (child := reference()) is not None]:
             found |= child._inside()  # noqa: SLF001 (its own class)
         return found
 

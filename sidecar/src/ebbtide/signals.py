@@ -9,9 +9,11 @@ is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -37,6 +39,7 @@ class Signals:
         self._on_signal = on_signal
         self._on_dump = on_dump
         self._dumps = False
+        self._alarm: tuple[asyncio.AbstractEventLoop, socket.socket, socket.socket] | None = None
         self._earlier: dict[int, Any] = {}
         self._count = 0
         self._process = os.getpid()
@@ -61,6 +64,7 @@ class Signals:
         if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
             signal.signal(signal.SIGUSR1, self._dump)
             self._dumps = True
+        self._wake_the_loop()
         return True
 
     def uninstall(self) -> None:
@@ -71,6 +75,7 @@ class Signals:
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, earlier)
         self._earlier.clear()
+        self._let_the_loop_sleep()
         if self._dumps and signal.getsignal(signal.SIGUSR1) == self._dump:
             signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         self._dumps = False
@@ -99,6 +104,44 @@ class Signals:
         if callable(earlier):
             earlier(number, frame)
 
+    def _wake_the_loop(self) -> None:
+        """See to it that a signal wakes the loop that runs here.
+
+        A signal that comes between Python's last look and the loop's wait is handled when that wait ends: without
+        this, in an idle service, that may be never.
+        """
+        receiver, sender = socket.socketpair()
+        receiver.setblocking(False)
+        sender.setblocking(False)
+        earlier = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        if earlier != -1:
+            # Somebody's signals wake this loop already: uvloop's own, or `loop.add_signal_handler`.
+            signal.set_wakeup_fd(earlier)
+        else:
+            try:
+                loop = asyncio.get_running_loop()
+                loop.add_reader(receiver, _read, receiver)
+            except (RuntimeError, NotImplementedError):  # no loop, or one that watches no sockets
+                signal.set_wakeup_fd(-1)
+            else:
+                self._alarm = loop, receiver, sender
+                return
+        receiver.close()
+        sender.close()
+
+    def _let_the_loop_sleep(self) -> None:
+        if self._alarm is None:
+            return
+        loop, receiver, sender = self._alarm
+        self._alarm = None
+        current = signal.set_wakeup_fd(-1)
+        if current not in {-1, sender.fileno()}:
+            signal.set_wakeup_fd(current)
+        if not loop.is_closed():
+            loop.remove_reader(receiver)
+        receiver.close()
+        sender.close()
+
     def _dump(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._process:
             self._on_dump()
@@ -112,6 +155,11 @@ class Signals:
         elif earlier is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def _read(receiver: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        receiver.recv(4096)
 
 
 def _is_pythons_own(handler: Any) -> bool:

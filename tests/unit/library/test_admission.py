@@ -347,3 +347,23 @@ async def test_a_scope_with_other_limits_is_told_apart() -> None:
         assert runtime.scope("orders", limits=Limits(max_tasks=2)) is scope
         with pytest.raises(ValueError, match="scope orders: it has other limits"):
             runtime.scope("orders", limits=Limits(max_tasks=3))
+
+
+async def test_scopes_may_be_made_while_others_look() -> None:
+    async with a_runtime() as runtime:
+        top, stop = runtime.scope("top"), threading.Event()
+
+        def look() -> None:
+            while not stop.is_set():
+                runtime.sample()
+                runtime.limits_view()
+                runtime._registry.gate.wake_everybody()
+                top._inside()
+
+        looking = [asyncio.create_task(asyncio.to_thread(look)) for _ in range(2)]
+        for _ in range(30):
+            kept = [top.scope(f"inner-{number}") for number in range(100)]
+            await asyncio.sleep(0)
+            del kept
+        stop.set()
+        await asyncio.gather(*looking)

@@ -1,3 +1,4 @@
+import asyncio
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from ebbtide.signals import Signals
 
 @pytest.fixture(autouse=True)
 def untouched() -> object:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -71,3 +72,31 @@ def test_the_handlers_of_an_event_loop_still_run() -> None:
     """)
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True)
     assert answer.stdout.strip() == "['SIGTERM']"
+
+
+async def test_a_signal_wakes_a_loop_that_is_about_to_wait() -> None:
+    signals = Signals(lambda _name, _count: None)
+    before = signal.set_wakeup_fd(-1)
+    try:
+        signals.install()
+        descriptor = signal.set_wakeup_fd(-1)
+        assert descriptor != -1, "whatever comes before the wait is written there, and ends it"
+        signal.set_wakeup_fd(descriptor)
+        signals.uninstall()
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.set_wakeup_fd(before)
+
+
+async def test_who_wakes_the_loop_already_goes_on_doing_so() -> None:
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGWINCH, lambda: None)
+    try:
+        theirs = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(theirs)
+        signals = Signals(lambda _name, _count: None)
+        signals.install()
+        signals.uninstall()
+        assert signal.set_wakeup_fd(theirs) == theirs
+    finally:
+        loop.remove_signal_handler(signal.SIGWINCH)
