@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Self
 
-from ebbtide.entries import Live, ManagedTask, name_of, task_of
-from ebbtide.frames import Stack, key_of, place_of, stack_of
+from ebbtide.entries import Live, frames_of, kind_of, name_of, task_of
+from ebbtide.frames import Stack, all_threads, key_of, place_of, stack_of
 from ebbtide.registry import Registry
-from ebbtide.waits import STATES, all_threads, frames_of, state_of, state_of_stack, state_of_thread
+from ebbtide.waits import STATES, state_of, state_of_stack, state_of_thread
 
 MOST_GROUPS = 50
 MOST_TASKS = 1000
@@ -150,11 +150,6 @@ def render(found: Dump) -> str:
             return "".join(f"{line}\n" for line in found.collapsed())
         case _:
             return "\n".join(found.lines()) + "\n"
-
-
-def kind_of(item: Live) -> str:
-    """Return `task`, `block` or `thread`."""
-    return "task" if isinstance(item, ManagedTask) else item.kind
 
 
 def _dump(registry: Registry, question: Question) -> Dump:

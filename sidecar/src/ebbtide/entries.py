@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from time import monotonic
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ebbtide.errors import TimedOut
-from ebbtide.frames import frames_of_task, frames_of_thread, place_of, stack_of
+from ebbtide.frames import all_threads, frames_of_task, frames_of_thread, place_of, stack_of
 
 if TYPE_CHECKING:
     from ebbtide.scope import Scope
@@ -95,13 +95,22 @@ def task_of(item: Live) -> asyncio.Task[Any] | None:
     return item if isinstance(item, ManagedTask) else item.task
 
 
-def where(item: Live) -> str:
-    """Return the place where an entry is, for people."""
+def kind_of(item: Live) -> str:
+    """Return `task`, `block` or `thread`."""
+    return "task" if isinstance(item, ManagedTask) else item.kind
+
+
+def frames_of(item: Live, threads: Mapping[int, FrameType]) -> list[FrameType]:
+    """Return the frames of an entry, the outermost first; `threads`: the innermost frames of all threads."""
     task = task_of(item)
     if task is not None:
-        return place_of(stack_of(frames_of_task(task)))
-    thread = item.thread if isinstance(item, Entry) else 0
-    return place_of(stack_of(frames_of_thread(sys._current_frames().get(thread))))  # noqa: SLF001 (documented, for debuggers)
+        return frames_of_task(task)
+    return frames_of_thread(threads.get(item.thread)) if isinstance(item, Entry) else []
+
+
+def where(item: Live) -> str:
+    """Return the place where an entry is, for people."""
+    return place_of(stack_of(frames_of(item, {} if task_of(item) is not None else all_threads())))
 
 
 def outcome_of(task: asyncio.Task[Any], item: Live) -> str:
@@ -123,7 +132,7 @@ def log_crash(item: Live, error: BaseException, then: str = "") -> None:
     """Log a crash with the metadata of what crashed; `then`: what comes of it."""
     logger.error(
         "ebbtide: %s %s of %s crashed%s: %r",
-        "task" if isinstance(item, ManagedTask) else item.kind,
+        kind_of(item),
         name_of(item),
         item.scope.name,
         then,

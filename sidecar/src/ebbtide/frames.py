@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,11 @@ class Step(NamedTuple):
 
 Stack = tuple[Step, ...]
 """The outermost frame comes first."""
+
+
+def all_threads() -> dict[int, FrameType]:
+    """Return the innermost frame of each thread."""
+    return sys._current_frames()  # noqa: SLF001 (documented, for debuggers)
 
 
 def frames_of_task(task: asyncio.Task[Any]) -> list[FrameType]:

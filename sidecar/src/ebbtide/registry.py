@@ -19,7 +19,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ebbtide.admission import DRAINING, WHY, Gate
-from ebbtide.entries import EntryView, Live, ManagedTask, current_entry, name_of, outcome_of, where
+from ebbtide.entries import EntryView, Live, ManagedTask, current_entry, kind_of, name_of, where
 from ebbtide.environment import DEFAULT_CANCEL_GRACE_S
 from ebbtide.errors import Refused
 from ebbtide.limits import Limits
@@ -188,13 +188,7 @@ class Registry:
 
     def _task_ended(self, task: ManagedTask) -> None:
         """Count a managed task, however and wherever it ended: its done-callback in other threads."""
-        scope = task.scope
-        outcome = outcome_of(task, task)
-        if outcome == "finished":
-            scope.durations.append(monotonic() - task.started_at)
-        self.end(task.number, outcome, scope.gate)
-        if outcome == "failed":
-            scope.crashed(task, task.exception())
+        task.scope.task_ended(task, task)
 
     def end(self, number: int, outcome: str, gate: Gate | None) -> None:
         """Count how an entry ended and take it out; one that was abandoned is counted already.
@@ -259,7 +253,7 @@ class Registry:
             EntryView(
                 number=item.number,
                 name=name_of(item),
-                kind="task" if isinstance(item, ManagedTask) else item.kind,
+                kind=kind_of(item),
                 scope=item.scope.name,
                 meta=item.meta,
                 age_s=now - item.started_at,

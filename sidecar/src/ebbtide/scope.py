@@ -6,7 +6,7 @@ import asyncio
 import logging
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from enum import StrEnum
@@ -19,11 +19,11 @@ from ebbtide.admission import Gate
 from ebbtide.block import Block
 from ebbtide.cancelling import cancel_everywhere, cancel_here
 from ebbtide.entries import (
-    Entry,
     Live,
     ManagedTask,
     current_entry,
     name_of,
+    outcome_of,
     task_of,
 )
 from ebbtide.errors import Refused
@@ -178,10 +178,7 @@ class Scope:
                 return task
         if not plain:
             try:
-                if registry.intake_open:
-                    self.gate.admit(number, now, self)
-                else:
-                    registry.question(number, self)
+                self._ask(number, now)
             except Refused:
                 coroutine.close()
                 raise
@@ -220,11 +217,32 @@ class Scope:
         limit_s = _tighter(timeout_s, self.timeout_s)
         return start(self, number, monotonic(), coroutine, name, meta, limit_s, context)
 
-    def end(self, entry: Entry, outcome: str) -> None:
+    def _enter(self) -> int:
+        """Let an entry in and return its number; raise Refused where it is not admitted."""
+        number = next(self.registry.numbers)
+        self.registry.live[number] = None
+        self._ask(number, monotonic())
+        return number
+
+    def _ask(self, number: int, now: float) -> None:
+        """Ask for the admission of an inserted entry; Refused: it is out again."""
+        if self.registry.intake_open:
+            self.gate.admit(number, now, self)
+        else:
+            self.registry.question(number, self)
+
+    def end(self, item: Live, outcome: str) -> None:
         """Count the end of one of this scope's entries."""
         if outcome == "finished":
-            self.durations.append(monotonic() - entry.started_at)
-        self.registry.end(entry.number, outcome, self.gate)
+            self.durations.append(monotonic() - item.started_at)
+        self.registry.end(item.number, outcome, self.gate)
+
+    def task_ended(self, item: Live, task: asyncio.Task[Any]) -> None:
+        """Count the end of an entry by how its task ended, and do what follows from a crash."""
+        outcome = outcome_of(task, item)
+        self.end(item, outcome)
+        if outcome == "failed":
+            self.crashed(item, task.exception())
 
     def supervise(
         self,
@@ -250,15 +268,9 @@ class Scope:
         Raises:
             Refused: As for `spawn`.
         """
-        registry = self.registry
-        number = next(registry.numbers)
-        registry.live[number] = None
-        if registry.intake_open:
-            self.gate.admit(number, monotonic(), self)
-        else:
-            registry.question(number, self)
+        number = self._enter()
         limit_s = _tighter(timeout_s, self.timeout_s)
-        running = supervised(registry, number, function, restart or Restart(), limit_s)
+        running = supervised(self.registry, number, function, restart or Restart(), limit_s)
         # The limit is one of each run, not of all of them together.
         return start(self, number, monotonic(), running, name, meta, None, None)
 
@@ -278,14 +290,7 @@ class Scope:
         Raises:
             Refused: The process drains.
         """
-        registry = self.registry
-        number = next(registry.numbers)
-        registry.live[number] = None
-        if registry.intake_open:
-            self.gate.admit(number, monotonic(), self)
-        else:
-            registry.question(number, self)
-        return in_thread(self, number, partial(function, *args, **kwargs))
+        return in_thread(self, self._enter(), partial(function, *args, **kwargs))
 
     def cancel(self, reason: str) -> int:
         """Cancel everything that this scope and those inside it started; return how much that is.
@@ -293,7 +298,7 @@ class Scope:
         Call it in the loop's own thread. What this cancelled before is not cancelled again: a second cancel would break
         its cleanup off.
         """
-        chosen = self._cancellable()
+        chosen = list(self._cancellable())
         cancel_here(self.registry, chosen, reason)
         return len(chosen)
 
@@ -304,35 +309,28 @@ class Scope:
         if self.failure is None:
             self.failure = error
         reason = f"{name_of(item)} of {item.scope.name} crashed"
-        chosen = self._cancellable()
+        chosen = list(self._cancellable())
         if chosen:
             logger.warning("ebbtide: cancelling %d in %s: %s", len(chosen), self.name, reason)
             cancel_everywhere(self.registry, chosen, reason, self.registry.grace_s)
         if self._parent is not None:
             self._parent.crashed(item, error)
 
-    def _cancellable(self) -> list[Live]:
+    def _cancellable(self) -> Iterator[Live]:
+        """Return what is in flight here and inside, the oldest first, and was not asked to end lately."""
         mine = self._inside()
-        registry = self.registry
-        return [
-            item for item in registry.entries() if item.scope in mine and not registry.cancelled_lately(item.number)
-        ]
+        for item in self.registry.entries():
+            if item.scope in mine and not self.registry.cancelled_lately(item.number):
+                yield item
 
     def shed_oldest(self) -> bool:
         """Cancel the oldest task of this scope and those inside it for a new one; False where there is none."""
         registry = self.registry
         if not registry.is_home():
             return False  # tasks are cancelled in the thread of their loop
-        mine = self._inside()
         asking = current_entry.get()
-        for item in registry.entries():
-            if (
-                task_of(item) is not None
-                and item.scope in mine
-                and item.number not in registry.blocks
-                and item.number != asking
-                and not registry.cancelled_lately(item.number)
-            ):
+        for item in self._cancellable():
+            if task_of(item) is not None and item.number not in registry.blocks and item.number != asking:
                 logger.warning("ebbtide: task %s of %s is cancelled to make room", name_of(item), item.scope.name)
                 cancel_here(registry, [item], "shed: no room for a new one")
                 return True

@@ -10,7 +10,7 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ebbtide.entries import Entry, ManagedTask, current_entry, outcome_of
+from ebbtide.entries import Entry, ManagedTask, current_entry
 from ebbtide.timelimit import TimeLimit
 
 if TYPE_CHECKING:
@@ -91,12 +91,8 @@ def _start_by_factory(
 
 def _ended_by_factory(entry: Entry, coroutine: Coroutine[Any, Any, Any], task: asyncio.Task[Any]) -> None:
     coroutine.close()
-    scope = entry.scope
-    outcome = outcome_of(task, entry)
-    scope.end(entry, outcome)
+    entry.scope.task_ended(entry, task)
     entry.task = None
-    if outcome == "failed":
-        scope.crashed(entry, task.exception())
 
 
 def _close(coroutine: Coroutine[Any, Any, Any], _task: asyncio.Task[Any]) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Mapping, Sequence
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any
 
-from ebbtide.entries import Entry, Live, task_of
-from ebbtide.frames import ASYNCIO, STANDARD, Stack, frames_of_task, frames_of_thread
+from ebbtide.entries import Live, task_of
+from ebbtide.frames import ASYNCIO, STANDARD, Stack
 
 RUNNING, READY = "running", "ready"
 QUEUE, LOCK, EVENT, SLEEP, IO, SELECT = "queue", "lock", "event", "sleep", "I/O", "select"
@@ -54,14 +52,6 @@ _THREADS_BY_NAME = {
 }
 
 
-def frames_of(item: Live, threads: Mapping[int, FrameType]) -> list[FrameType]:
-    """Return the frames of an entry, the outermost first; `threads`: the innermost frames of all threads."""
-    task = task_of(item)
-    if task is not None:
-        return frames_of_task(task)
-    return frames_of_thread(threads.get(item.thread)) if isinstance(item, Entry) else []
-
-
 def state_of(item: Live, by_stack: str) -> str:
     """Return what an entry waits for, one of `STATES`; `by_stack`: what `state_of_stack` or the like said."""
     task = task_of(item)
@@ -77,11 +67,6 @@ def state_of(item: Live, by_stack: str) -> str:
     if any("_chain_future" in getattr(callback[0], "__qualname__", "") for callback in _callbacks_of(waiter)):
         return THREAD
     return SELECT if type(waiter).__name__ == "_GatheringFuture" else FUTURE
-
-
-def all_threads() -> dict[int, FrameType]:
-    """Return the innermost frame of each thread."""
-    return sys._current_frames()  # noqa: SLF001 (documented, for debuggers)
 
 
 def state_of_stack(stack: Stack) -> str:
