@@ -229,8 +229,7 @@ class App:
             if self._state.healthy is not healthy:
                 # Every Drain has a condition that says so, and nothing else wakes a workload that rests.
                 healthy = self._state.healthy
-                for key in self._workloads.keys():  # noqa: SIM118 (no mapping)
-                    self._wake(key)
+                self._wake_all()
             self._metrics.store_healthy.set(healthy)
             self._metrics.epoch.set(self._state.epoch)
             self._metrics.queue_depth.set(self._queue.depth if self._queue is not None else 0)
@@ -259,14 +258,17 @@ class App:
             if workload is not None:
                 # Also one that opted out while nobody looked: its pods still carry the label.
                 self._workloads.concern(workload.key)
-        for key in self._workloads.keys():  # noqa: SIM118 (no mapping)
-            self._wake(key)
+        self._wake_all()
 
     # --- what wakes the planner
 
     def _wake(self, key: WorkloadKey) -> None:
         if self._queue is not None:
             self._queue.wake(key)
+
+    def _wake_all(self) -> None:
+        for key in self._workloads.keys():  # noqa: SIM118 (no mapping)
+            self._wake(key)
 
     def _pod_changed(self, pod: PodView) -> None:
         if pod.terminating or self._pods.get(pod.uid) is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ebbtide.protocol import Desired, DrainRecord, Order, Outcome, PodState
-from ebbtide_operator.core.fleet import Member
+from ebbtide.protocol import Desired, DrainRecord, Order, Outcome
+from ebbtide_operator.core.fleet import Member, answer_to
 from ebbtide_operator.core.model import Action, Forget, Release, ReportView, Snapshot, WriteRecord
 
 
@@ -81,12 +81,8 @@ def _record(uid: str, order: Order, view: ReportView | None, now: float) -> Drai
 def _outcome(order: Order, view: ReportView | None, now: float) -> Outcome:
     """Judge by what the pod said last; the annotation that released it is gone with the pod."""
     report = None if view is None else view.report
-    # An answer to an earlier order tells nothing of this one.
-    answered = report is not None and report.generation == order.generation
-    if report is not None and answered and report.state in {PodState.DRAINED, PodState.EXITING}:
-        if report.active or report.tally.get("abandoned", 0):
-            return Outcome.ABANDONED
-        return Outcome.CANCELLED if report.forced else Outcome.CLEAN
+    if (said := answer_to(order, report)) is not None:
+        return said
     budget_s = order.quiesce_s + order.drain_timeout_s + order.cancel_grace_s
     if order.issued_at and now >= order.issued_at + budget_s:
         return Outcome.UNKNOWN if report is None else Outcome.ABANDONED

@@ -120,15 +120,7 @@ class Member:
     @property
     def drained(self) -> Outcome | None:
         """How the drain that was ordered ended, in the pod's own words; None while it has not said so."""
-        report = self.report
-        if report is None or not self.ordered or self.order is None or report.generation != self.order.generation:
-            return None
-        if report.state not in (PodState.DRAINED, PodState.EXITING):
-            return None
-        # The tally counts from the start of the process, and one that abandoned tasks never serves again.
-        if report.active > 0 or report.tally.get("abandoned", 0) > 0:
-            return Outcome.ABANDONED
-        return Outcome.CANCELLED if report.forced else Outcome.CLEAN
+        return None if self.order is None else answer_to(self.order, self.report)
 
     @property
     def started_at(self) -> float | None:
@@ -282,6 +274,21 @@ class Fleet:
                 left[one.pod.owner_uid] -= 1
                 chosen.append(one)
         return tuple(chosen)
+
+
+def answer_to(order: Order, report: Report | None) -> Outcome | None:
+    """Say how a drain ended, in the pod's own words; None: it has not said so, or the order is none to drain.
+
+    An answer to an earlier order tells nothing of this one.
+    """
+    if report is None or order.desired is Desired.SERVE or report.generation != order.generation:
+        return None
+    if report.state not in (PodState.DRAINED, PodState.EXITING):
+        return None
+    # The tally counts from the start of the process, and one that abandoned tasks never serves again.
+    if report.active > 0 or report.tally.get("abandoned", 0) > 0:
+        return Outcome.ABANDONED
+    return Outcome.CANCELLED if report.forced else Outcome.CLEAN
 
 
 def survey(snapshot: Snapshot) -> Fleet:
