@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -12,13 +11,11 @@ from collections.abc import AsyncIterator, Sequence
 import aiohttp
 
 from ebbtide.etcd import wire
-from ebbtide.etcd.endpoints import Endpoint, Rotation
+from ebbtide.etcd.endpoints import Endpoint
 from ebbtide.etcd.errors import (
     BadAnswer,
     Closed,
     EtcdError,
-    LeaseExists,
-    LeaseNotFound,
     TimedOut,
     Unauthenticated,
     Unavailable,
@@ -26,6 +23,7 @@ from ebbtide.etcd.errors import (
 )
 from ebbtide.etcd.fields import WireError
 from ebbtide.etcd.framing import FramingError, LineSplitter
+from ebbtide_operator.store.session import Session
 
 MOST_CONNECTIONS = 64
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
@@ -51,24 +49,18 @@ class Connection:
         password: str | None,
         timeout_s: float,
     ) -> None:
-        if (username is None) != (password is None):
-            raise ValueError("username and password: give both or none")
-        self.chance = random.Random()  # noqa: S311 (spreads load)
-        self.rotation = Rotation(endpoints, self.chance)
-        self.timeout_s = timeout_s
-        self.answers = False
-        """Whether the last call was answered."""
+        self.session = Session(
+            endpoints, username=username, password=password, timeout_s=timeout_s, log_in=self._log_in
+        )
         self._tls = tls
-        self._login = None if username is None or password is None else wire.encode_authenticate(username, password)
-        self._token: str | None = None
-        self._login_lock = asyncio.Lock()
-        self._session: aiohttp.ClientSession | None = None
+        self._login = wire.encode_authenticate(username or "", password or "")
+        self._http: aiohttp.ClientSession | None = None
         self._closed = False
 
     async def close(self) -> None:
         self._closed = True
-        if self._session is not None:
-            await self._session.close()
+        if self._http is not None:
+            await self._http.close()
             # A transport with TLS closes its socket in a later turn of the loop, which may be about to end.
             for _ in range(3):
                 await asyncio.sleep(0)
@@ -85,16 +77,8 @@ class Connection:
         Raises:
             EtcdError: It failed at every endpoint that could be asked within the time limit.
         """
-        try:
-            answer = await self._call(what, path, body, write=write)
-        except (LeaseNotFound, LeaseExists):
-            self.answers = True
-            raise
-        except EtcdError:
-            self.answers = False
-            raise
-        self.answers = True
-        return answer
+        with self.session.answered():
+            return await self._call(what, path, body, write=write)
 
     @contextlib.asynccontextmanager
     async def stream(self, what: str, path: str, body: bytes) -> AsyncIterator[Lines]:
@@ -103,11 +87,12 @@ class Connection:
         Raises:
             EtcdError: The endpoint at hand cannot be reached, does not begin to answer in time, or refuses.
         """
-        endpoint = self.rotation.current
+        session = self.session
+        endpoint = session.rotation.current
         token: str | None = None
         try:
-            token = await self._authorization()
-            async with asyncio.timeout(self.timeout_s):
+            token = await session.authorization()
+            async with asyncio.timeout(session.timeout_s):
                 response = await self._open().post(
                     endpoint.url + path,
                     data=body,
@@ -125,28 +110,29 @@ class Connection:
                     response.connection.transport.abort()
                 response.close()
         except EtcdError as error:
-            self._note(error, endpoint, token)
+            session.note(error, endpoint, token)
             raise
         except (OSError, aiohttp.ClientError) as error:
             failed = _failure(what, endpoint, error, write=False)
-            self._note(failed, endpoint, token)
+            session.note(failed, endpoint, token)
             raise failed from error
 
     async def _call(self, what: str, path: str, body: bytes, *, write: bool) -> bytes:
-        deadline_at = time.monotonic() + self.timeout_s
+        session, rotation = self.session, self.session.rotation
+        deadline_at = time.monotonic() + session.timeout_s
         renewed = False
         hung_up = False
         tried = 0
         while True:
-            endpoint = self.rotation.current
-            token = await self._authorization()
-            share_s = (deadline_at - time.monotonic()) / max(len(self.rotation) - tried, 1)
+            endpoint = rotation.current
+            token = await session.authorization()
+            share_s = (deadline_at - time.monotonic()) / max(len(rotation) - tried, 1)
             total_s = deadline_at - time.monotonic() if write else share_s
             try:
                 return await self._attempt(what, endpoint, path, body, token, share_s, total_s, write=write)
             except Unauthenticated as error:
-                self._note(error, endpoint, token)
-                if renewed or self._login is None:
+                session.note(error, endpoint, token)
+                if renewed or not session.has_login:
                     raise
                 renewed = True
             except (Unavailable, TimedOut) as error:
@@ -154,9 +140,9 @@ class Connection:
                     # The peer may close a kept connection at the moment of its reuse.
                     hung_up = True
                     continue
-                self.rotation.fail(endpoint)
+                session.note(error, endpoint, token)
                 tried += 1
-                if error.may_have_happened or tried >= len(self.rotation) or time.monotonic() >= deadline_at:
+                if error.may_have_happened or tried >= len(rotation) or time.monotonic() >= deadline_at:
                     raise
 
     async def _attempt(
@@ -188,49 +174,24 @@ class Connection:
             return answer
         raise error_of(what, status, wire.decode_failure(answer), endpoint=endpoint.url, write=write)
 
-    async def _authorization(self) -> str | None:
-        if self._login is None:
-            return None
-        # Many calls that find the token too old cause one login.
-        async with self._login_lock:
-            if self._token is None:
-                self._token = await self._log_in(self._login)
-            return self._token
-
-    async def _log_in(self, body: bytes) -> str:
-        tried = 0
-        while True:
-            endpoint = self.rotation.current
-            share_s = self.timeout_s / len(self.rotation)
-            try:
-                answer = await self._attempt(
-                    "log in", endpoint, wire.AUTHENTICATE, body, None, share_s, share_s, write=False
-                )
-                return wire.decode_token(answer)
-            except WireError as error:
-                raise BadAnswer(f"log in: {error}", endpoint=endpoint.url) from error
-            except (Unavailable, TimedOut):
-                self.rotation.fail(endpoint)
-                tried += 1
-                if tried >= len(self.rotation):
-                    raise
-
-    def _note(self, failure: EtcdError, endpoint: Endpoint, token: str | None) -> None:
-        if isinstance(failure, Unauthenticated):
-            if self._token == token:
-                self._token = None
-        elif isinstance(failure, Unavailable | TimedOut):
-            self.rotation.fail(endpoint)
+    async def _log_in(self, endpoint: Endpoint, limit_s: float) -> str:
+        answer = await self._attempt(
+            "log in", endpoint, wire.AUTHENTICATE, self._login, None, limit_s, limit_s, write=False
+        )
+        try:
+            return wire.decode_token(answer)
+        except WireError as error:
+            raise BadAnswer(f"log in: {error}", endpoint=endpoint.url) from error
 
     def _open(self) -> aiohttp.ClientSession:
         if self._closed:
             raise Closed("the store was closed")
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
+        if self._http is None:
+            self._http = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS, keepalive_timeout=20, ssl=self._tls or True),
                 trust_env=False,
             )
-        return self._session
+        return self._http
 
 
 class Lines:

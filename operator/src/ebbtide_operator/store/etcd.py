@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -23,6 +22,7 @@ from ebbtide_operator.ports import (
     StoreUnavailable,
 )
 from ebbtide_operator.store.following import Answers, Follower
+from ebbtide_operator.store.session import Session
 
 PAGE = 1000
 """Keys per page of a range: some hundred KiB."""
@@ -32,16 +32,8 @@ class Calls(Protocol):
     """etcd's calls over one kind of connection. Each has a time limit of its own, and raises EtcdError."""
 
     @property
-    def chance(self) -> random.Random:
-        """Spreads retries."""
-
-    @property
-    def timeout_s(self) -> float:
-        """Limit of each call, over all endpoints it tries."""
-
-    @property
-    def answers(self) -> bool:
-        """Whether the last call was answered."""
+    def session(self) -> Session:
+        """What it keeps between calls."""
 
     async def get(self, key: str) -> Page: ...
 
@@ -73,7 +65,11 @@ class EtcdStore:
     def __init__(self, calls: Calls, *, inactivity_s: float) -> None:
         self._calls = calls
         self._follower = Follower(
-            calls.watch, self._list, calls.chance, confirm_s=calls.timeout_s, inactivity_s=inactivity_s
+            calls.watch,
+            self._list,
+            calls.session.chance,
+            confirm_s=calls.session.timeout_s,
+            inactivity_s=inactivity_s,
         )
 
     async def get(self, key: str) -> KeyValue | None:
@@ -119,7 +115,7 @@ class EtcdStore:
     @property
     def healthy(self) -> bool:
         """True where the last call was answered and every watch is connected."""
-        return self._calls.answers and self._follower.connected
+        return self._calls.session.answers and self._follower.connected
 
     @property
     def watching(self) -> bool:

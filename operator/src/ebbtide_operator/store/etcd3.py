@@ -58,12 +58,7 @@ class _Etcd3Calls:
     def __init__(self, connection: Etcd3Connection) -> None:
         self._connection = connection
         self._rpc = connection.rpc
-        self.chance = connection.chance
-        self.timeout_s = connection.timeout_s
-
-    @property
-    def answers(self) -> bool:
-        return self._connection.answers
+        self.session = connection.session
 
     async def get(self, key: str) -> Page:
         return await self._range(f"get {key}", self._rpc.RangeRequest(key=_bytes(key)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -17,17 +16,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ebbtide.etcd import wire
-from ebbtide.etcd.endpoints import Endpoint, Rotation
+from ebbtide.etcd.endpoints import Endpoint
 from ebbtide.etcd.errors import (
     Closed,
     EtcdError,
-    LeaseExists,
-    LeaseNotFound,
     TimedOut,
     Unauthenticated,
     Unavailable,
     error_of,
 )
+from ebbtide_operator.store.session import Session
 
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
 """gRPC's own limit of 4 MiB is below what a watch may have to catch up with."""
@@ -151,19 +149,13 @@ class Etcd3Connection:
         password: str | None,
         timeout_s: float,
     ) -> None:
-        if (username is None) != (password is None):
-            raise ValueError("username and password: give both or none")
+        self.session = Session(
+            endpoints, username=username, password=password, timeout_s=timeout_s, log_in=self._log_in
+        )
         self.package = load()
         self.rpc = self.package.rpc
-        self.chance = random.Random()  # noqa: S311 (spreads load)
-        self.rotation = Rotation(endpoints, self.chance)
-        self.timeout_s = timeout_s
-        self.answers = False
-        """Whether the last call was answered."""
         self._pem = pem
-        self._login = None if username is None else self.rpc.AuthenticateRequest(name=username, password=password)
-        self._token: str | None = None
-        self._login_lock = asyncio.Lock()
+        self._login = self.rpc.AuthenticateRequest(name=username, password=password)
         self._peers: dict[Endpoint, _Peer] = {}
         self._closed = False
 
@@ -186,16 +178,8 @@ class Etcd3Connection:
         Raises:
             EtcdError: It failed at every endpoint that could be asked within the time limit.
         """
-        try:
-            answer = await self._call(what, pick, request, write=write)
-        except (LeaseNotFound, LeaseExists):
-            self.answers = True
-            raise
-        except EtcdError:
-            self.answers = False
-            raise
-        self.answers = True
-        return answer
+        with self.session.answered():
+            return await self._call(what, pick, request, write=write)
 
     @contextlib.asynccontextmanager
     async def stream(self, what: str, pick: Callable[[Any], Any], request: Any) -> AsyncIterator[Stream]:
@@ -204,11 +188,11 @@ class Etcd3Connection:
         Raises:
             EtcdError: As for a call; it may also come from the stream.
         """
-        endpoint = self.rotation.current
+        endpoint = self.session.rotation.current
         token: str | None = None
         peer: _Peer | None = None
         try:
-            token = await self._authorization()
+            token = await self.session.authorization()
             peer = self._peer(endpoint)
             with peer.used() as client:
                 # The package's own watcher is not used: its thread swallows how a watch ended, or ends itself.
@@ -228,23 +212,24 @@ class Etcd3Connection:
             raise
 
     async def _call(self, what: str, pick: Callable[[Any], Any], request: Any, *, write: bool) -> Any:
-        deadline_at = time.monotonic() + self.timeout_s
+        session, rotation = self.session, self.session.rotation
+        deadline_at = time.monotonic() + session.timeout_s
         renewed = False
         tried = 0
         while True:
-            endpoint = self.rotation.current
+            endpoint = rotation.current
             left_s = deadline_at - time.monotonic()
-            token = await self._authorization()
-            limit_s = left_s if write else left_s / max(len(self.rotation) - tried, 1)
+            token = await session.authorization()
+            limit_s = left_s if write else left_s / max(len(rotation) - tried, 1)
             try:
                 return await self._attempt(what, endpoint, pick, request, token, limit_s, write=write)
             except Unauthenticated:
-                if renewed or self._login is None:
+                if renewed or not session.has_login:
                     raise
                 renewed = True
             except (Unavailable, TimedOut) as error:
                 tried += 1
-                if error.may_have_happened or tried >= len(self.rotation) or time.monotonic() >= deadline_at:
+                if error.may_have_happened or tried >= len(rotation) or time.monotonic() >= deadline_at:
                     raise
 
     async def _attempt(
@@ -271,30 +256,18 @@ class Etcd3Connection:
             self._note(error, endpoint, peer, token)
             raise
 
-    async def _authorization(self) -> str | None:
-        if self._login is None:
-            return None
-        # Many calls that find the token too old cause one login.
-        async with self._login_lock:
-            tried = 0
-            while self._token is None:
-                try:
-                    answer = await self._attempt(
-                        "log in",
-                        self.rotation.current,
-                        lambda client: self.rpc.AuthStub(client.channel).Authenticate,
-                        self._login,
-                        None,
-                        self.timeout_s / len(self.rotation),
-                        write=False,
-                    )
-                except (Unavailable, TimedOut):
-                    tried += 1
-                    if tried >= len(self.rotation):
-                        raise
-                else:
-                    self._token = answer.token
-            return self._token
+    async def _log_in(self, endpoint: Endpoint, limit_s: float) -> str:
+        answer = await self._attempt(
+            "log in",
+            endpoint,
+            lambda client: self.rpc.AuthStub(client.channel).Authenticate,
+            self._login,
+            None,
+            limit_s,
+            write=False,
+        )
+        token: str = answer.token
+        return token
 
     def _peer(self, endpoint: Endpoint) -> _Peer:
         if self._closed:
@@ -311,13 +284,9 @@ class Etcd3Connection:
         return made
 
     def _note(self, failure: EtcdError, endpoint: Endpoint, peer: _Peer | None, token: str | None) -> None:
-        if isinstance(failure, Unauthenticated):
-            if self._token == token:
-                self._token = None
-        elif isinstance(failure, Unavailable | TimedOut):
-            self.rotation.fail(endpoint)
-            if peer is not None:
-                self._retire(endpoint, peer)
+        self.session.note(failure, endpoint, token)
+        if peer is not None and isinstance(failure, Unavailable | TimedOut):
+            self._retire(endpoint, peer)
 
     def _retire(self, endpoint: Endpoint, peer: _Peer) -> None:
         # Used again, it would wait up to two minutes before it connects anew, and it notices late that it is dead.

@@ -50,12 +50,7 @@ class _GatewayCalls:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.chance = connection.chance
-        self.timeout_s = connection.timeout_s
-
-    @property
-    def answers(self) -> bool:
-        return self._connection.answers
+        self.session = connection.session
 
     async def get(self, key: str) -> wire.Page:
         return await self._ask(f"get {key}", wire.RANGE, wire.encode_range(key), wire.decode_range, write=False)

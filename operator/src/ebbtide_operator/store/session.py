@@ -1,0 +1,89 @@
+"""What a way to etcd keeps between calls, whatever the protocol: endpoints, login, and whether the store answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+from ebbtide.etcd.endpoints import Endpoint, Rotation
+from ebbtide.etcd.errors import EtcdError, LeaseExists, LeaseNotFound, TimedOut, Unauthenticated, Unavailable
+
+
+class Session:
+    """The state of one client.
+
+    Args:
+        endpoints: Base URLs.
+        username: None: no login.
+        password: The name's password.
+        timeout_s: Limit of each call, over all endpoints it tries.
+        log_in: Logs in at an endpoint within so many seconds and returns the token; raises EtcdError.
+
+    Attributes:
+        answers: Whether the last call was answered.
+        has_login: Whether requests carry a token.
+
+    Raises:
+        ValueError: A user without password or the reverse, or endpoints that are none.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        username: str | None,
+        password: str | None,
+        timeout_s: float,
+        log_in: Callable[[Endpoint, float], Awaitable[str]],
+    ) -> None:
+        if (username is None) != (password is None):
+            raise ValueError("username and password: give both or none")
+        self.chance = random.Random()  # noqa: S311 (spreads load)
+        self.rotation = Rotation(endpoints, self.chance)
+        self.timeout_s = timeout_s
+        self.answers = False
+        self.has_login = username is not None
+        self._log_in = log_in
+        self._token: str | None = None
+        self._login_lock = asyncio.Lock()
+
+    @contextlib.contextmanager
+    def answered(self) -> Iterator[None]:
+        """Take note of whether the call inside is answered; that a lease exists, or does not, is an answer."""
+        try:
+            yield
+        except (LeaseNotFound, LeaseExists):
+            self.answers = True
+            raise
+        except EtcdError:
+            self.answers = False
+            raise
+        self.answers = True
+
+    async def authorization(self) -> str | None:
+        """Return the token for a request, after a login where there is none; None: no login is wanted."""
+        if not self.has_login:
+            return None
+        # Many calls that find the token too old cause one login.
+        async with self._login_lock:
+            tried = 0
+            while self._token is None:
+                endpoint = self.rotation.current
+                try:
+                    self._token = await self._log_in(endpoint, self.timeout_s / len(self.rotation))
+                except (Unavailable, TimedOut):
+                    self.rotation.fail(endpoint)
+                    tried += 1
+                    if tried >= len(self.rotation):
+                        raise
+            return self._token
+
+    def note(self, failure: EtcdError, endpoint: Endpoint, token: str | None) -> None:
+        """Draw the conclusions of a failure: another login, or another endpoint."""
+        if isinstance(failure, Unauthenticated):
+            if self._token == token:
+                self._token = None
+        elif isinstance(failure, Unavailable | TimedOut):
+            self.rotation.fail(endpoint)
