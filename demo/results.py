@@ -110,9 +110,9 @@ def measure(recording: Recording, course: Course, now: float, namespace: str, op
     end = over_at if over_at is not None else recording.ended_at
     deletions = pod_deletions(recording.writes or (), namespace)
     removals = history.removals(course.began_at, recording.ended_at, deletions)
-    decided, latencies = _signals(recording, course, removals)
-    closed = signal_latencies(decided, _marks(recording, MarkKind.CLOSED))
     own = [event for event in recording.events if event.pod.deployment == course.deployment]
+    decided, latencies = _signals(recording, course, own, removals)
+    closed = signal_latencies(decided, _marks(recording, MarkKind.CLOSED))
     releases = release_latencies(event for event in own if event.at >= course.began_at)
     writes = _writes(recording, course, history, namespace, operator_namespace)
     gone = sum(item.gone_at is not None for item in removals)
@@ -160,10 +160,9 @@ def _marks(recording: Recording, kind: MarkKind) -> dict[str, list[float]]:
 
 
 def _signals(
-    recording: Recording, course: Course, removals: Sequence[Removal]
+    recording: Recording, course: Course, events: Sequence[PodEvent], removals: Sequence[Removal]
 ) -> tuple[Mapping[str, Sequence[float]], list[float]]:
     """Take a drain order for the signal where there was one, taken back or not, and a deletion where there was none."""
-    events = [event for event in recording.events if event.pod.deployment == course.deployment]
     decided = {pod: [at for at in times if at >= course.began_at] for pod, times in drain_orders(events).items()}
     for removal in removals:
         if removal.deleted_at is not None and not decided.get(removal.pod):
