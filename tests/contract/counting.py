@@ -41,6 +41,8 @@ class Writer:
         self._running.set()
         self._idle = threading.Event()
         self._thread = threading.Thread(target=self._run, name="writer")
+
+    def start(self) -> None:
         self._thread.start()
 
     def pause(self) -> None:
@@ -55,7 +57,8 @@ class Writer:
     def stop(self) -> None:
         self._stop.set()
         self._running.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def after(self, moment: float) -> Write | None:
         """Return the first write to last that was begun after a moment."""

@@ -36,6 +36,11 @@ class Scene:
         self.writer = Writer(self.urls, fault.credentials)
         self.round = itertools.count()
 
+    async def start(self) -> None:
+        # The reader first: what is written and deleted before its first list is told by nobody.
+        await self.reader.start()
+        self.writer.start()
+
     @property
     def member(self) -> Member:
         (member,) = self.members
@@ -182,7 +187,6 @@ async def count(adapter: Any, name: str, rounds: int) -> Count:
     fault = FAULTS[name]
     result = Count(adapter.__name__.lower(), name)
     async with scene_of(adapter, fault) as scene:
-        await scene.reader.start()
         await scene.written(STEADY)
         for _ in range(rounds):
             await until(lambda: scene.store.watching)
@@ -216,6 +220,7 @@ async def scene_of(adapter: Any, fault: Fault) -> AsyncIterator[Scene]:
             await asyncio.to_thread(guard, members[0].url, **fault.credentials)
         scene = Scene(members, adapter, fault)
         try:
+            await scene.start()
             yield scene
         finally:
             await scene.reader.stop()
