@@ -21,8 +21,7 @@ def test_a_rollout_finishes_every_task_before_its_pod_goes(worker: Deployment) -
     for log in worker.logs.values():
         log.end()
         assert log.said("finished") == {"first0", "first1"}
-    outcomes = [drain["outcome"] for drain in worker.installation.drain(worker.namespace, worker.name)["lastDrains"]]
-    assert outcomes == ["clean"] * 3
+    assert [drain["outcome"] for drain in worker.last_drains(3)] == ["clean"] * 3
 
 
 def test_only_surplus_pods_are_ever_told_to_drain(worker: Deployment) -> None:
@@ -51,8 +50,7 @@ def test_a_rollout_of_twelve_orders_each_old_pod_once_and_no_other(worker: Deplo
         lambda: worker.installation.metric("ebbtide_drains_total", workload=worker.name) - ended >= 12,
     )
     assert worker.installation.metric("ebbtide_orders_total", workload=worker.name) - ordered == 12
-    records = worker.installation.drain(worker.namespace, worker.name)["lastDrains"]
-    assert {record["pod"] for record in records} <= old
+    assert {record["pod"] for record in worker.last_drains()} <= old
 
 
 def test_the_idlest_pods_are_chosen(worker: Deployment) -> None:
@@ -137,7 +135,7 @@ def test_endless_tasks_are_cancelled_at_the_drain_timeout_and_recorded(worker: D
     (gone,) = old - worker.names()
     worker.logs[gone].end()
     assert worker.logs[gone].said("cancelled") == {"endless"}
-    last = worker.last_drain()
+    last, *_ = worker.last_drains()
     assert (last["pod"], last["outcome"]) == (gone, "cancelled")
 
 
@@ -151,7 +149,7 @@ def test_a_task_that_ignores_its_cancel_is_abandoned_at_the_deadline(worker: Dep
         worker.give(pod, "deaf", "stubborn")
     worker.scale(1)
     eventually("one pod is left", lambda: len(worker.names()) == 1, within_s=45)
-    last = worker.last_drain()
+    last, *_ = worker.last_drains()
     assert last["outcome"] == "abandoned"
     assert last["tasksLost"] == 1
 

@@ -168,14 +168,15 @@ class Deployment:
     def draining(self) -> set[str]:
         return {pod["metadata"]["name"] for pod in self.pods() if annotation(pod, "draining-since")}
 
-    def last_drain(self) -> dict[str, Any]:
-        """Return the newest end of a drain that the Drain object shows, once there is one."""
+    def last_drains(self, count: int = 1) -> list[dict[str, Any]]:
+        """Return the ends of drains that the Drain object shows, newest first, once there are `count`."""
 
-        def newest() -> list[dict[str, Any]]:
+        def recorded() -> list[dict[str, Any]]:
+            # The status is written every 2 s, so a pod may be gone before its end is shown.
             drains: list[dict[str, Any]] = self.installation.drain(self.namespace, self.name).get("lastDrains", [])
-            return drains
+            return drains if len(drains) >= count else []
 
-        return eventually("a drain is recorded", newest)[0]
+        return eventually(f"{count} drains are recorded", recorded)
 
     def wait_ready(self, replicas: int, within_s: float = 90) -> None:
         def ready() -> bool:
