@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SERVICE = textwrap.dedent("""
@@ -27,12 +29,17 @@ SERVICE = textwrap.dedent("""
 """)
 
 
-def a_service(seconds: float, cancel_grace_s: float = 5.0) -> subprocess.Popen[str]:
+@contextmanager
+def a_service(seconds: float, cancel_grace_s: float = 5.0) -> Iterator[subprocess.Popen[str]]:
     arguments = [sys.executable, "-c", SERVICE, str(seconds), str(cancel_grace_s)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "serving\n"
-    return process
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "serving\n"
+            yield process
+        finally:
+            # Popen waits for it: one that missed its signal would keep a failed test from being told.
+            process.kill()
 
 
 def test_sigterm_lets_tasks_finish_and_the_process_exits() -> None:
@@ -117,10 +124,13 @@ def ended_by_the_watchdog(how: str, folder: Path) -> str:
     with (folder / "log").open("w+") as log:
         process = subprocess.Popen([sys.executable, "-c", STUCK, how], stdout=subprocess.PIPE, stderr=log, text=True)
         with process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "serving\n"
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 1
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "serving\n"
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(20) == 1
+            finally:
+                process.kill()
         log.seek(0)
         return log.read()
 
