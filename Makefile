@@ -96,7 +96,7 @@ fmt: venv ## Format and fix what can be fixed
 
 .PHONY: generate
 generate: venv ## Make again what is generated: dashboards, the chart's CRD and README
-	$(PY) -m charts.dashboards.generate
+	$(PY) -m charts.generate
 
 .PHONY: lock
 lock: ## Resolve the dependencies anew (needs uv on PATH)

@@ -2,6 +2,12 @@
 
 import signal
 
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is, and nothing about the rule that is tested.
+settings.register_profile("ebbtide", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ebbtide")
+
 
 def pytest_configure() -> None:
     # A shell starts what it puts in the background with SIGINT ignored, and every process below inherits that: the

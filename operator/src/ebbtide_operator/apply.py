@@ -22,6 +22,7 @@ from ebbtide_operator.core.model import (
     Notify,
     Pin,
     Plan,
+    PodView,
     PublishPhase,
     Release,
     RemoveStatus,
@@ -33,7 +34,7 @@ from ebbtide_operator.core.model import (
     WriteStatus,
 )
 from ebbtide_operator.metrics import Metrics
-from ebbtide_operator.ports import Cluster, Conflict, Deposed, DrainState, StoreUnavailable
+from ebbtide_operator.ports import Cluster, Conflict, Deposed, DrainState, Refused, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +51,23 @@ class Applier:
         state: The store's records.
         metrics: Raised after the write that they count succeeded.
         clock: Unix seconds.
+        delete_released: Delete a pod that was released at once, and do not wait until its controller asks again.
     """
 
-    def __init__(self, cluster: Cluster, state: DrainState, metrics: Metrics, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        state: DrainState,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        *,
+        delete_released: bool = True,
+    ) -> None:
         self._cluster = cluster
         self._state = state
         self._metrics = metrics
         self._clock = clock
+        self._delete_released = delete_released
         self._released_at: dict[str, float] = {}
         self._slots = asyncio.Semaphore(CONCURRENT_PODS)
 
@@ -136,6 +147,8 @@ class Applier:
                         "explanation": message,
                     },
                 )
+                if self._delete_released:
+                    await self._delete(workload, pod)
             case Return(pod):
                 await self._cluster.patch_pod(pod, annotations=marks.return_marks(pod))
                 self._released_at.pop(pod.uid, None)
@@ -165,6 +178,15 @@ class Applier:
                 self._released_at.pop(uid, None)
             case PublishPhase() | WriteStatus() | RemoveStatus() | Notify():
                 raise AssertionError(f"not about one pod: {action}")
+
+    async def _delete(self, workload: WorkloadView, pod: PodView) -> None:
+        try:
+            await self._cluster.delete_pod(pod)
+        except Refused as error:
+            # The release stands, so that its controller may delete it: only later, once it asks again.
+            logger.warning(
+                "pod.delete_refused", extra={"workload": str(workload.key), "pod": pod.name, "error": str(error)}
+            )
 
     async def _tell(self, snapshot: Snapshot, action: Action) -> None:
         workload = snapshot.workload

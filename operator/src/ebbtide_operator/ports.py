@@ -25,6 +25,7 @@ __all__ = [
     "LeaseEnded",
     "PodIdentity",
     "Put",
+    "Refused",
     "Removed",
     "Resync",
     "Store",
@@ -50,6 +51,10 @@ class Deposed(Exception):
 
 class Conflict(Exception):
     """The object is not the one that was decided about: it changed its UID or is gone."""
+
+
+class Refused(Exception):
+    """The API server will not do it for us: no right to, or an admission webhook said no."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,13 @@ class Cluster(Protocol):
         labels: Mapping[str, str | None] | None = None,
     ) -> None:
         """Merge annotations and labels into the pod with this UID; None removes one."""
+
+    async def delete_pod(self, pod: PodView) -> None:
+        """Ask for the deletion of the pod with this UID, with its own grace period; one that is gone is no error.
+
+        Raises:
+            Refused: It was not accepted.
+        """
 
     async def unlabelled_pods(self, workload: WorkloadView) -> Sequence[PodView]:
         """Return the pods of the workload's ReplicaSets that have no managed label."""

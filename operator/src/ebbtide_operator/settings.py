@@ -54,6 +54,8 @@ class Settings:
     http_port: int
     pod_endpoints: tuple[str, ...]
     """Base URLs that pods are told."""
+    delete_released: bool
+    """Whether the operator deletes a released pod, or leaves that to its controller."""
     fail_open_after_s: float
     lease_duration_s: float
     log_level: str
@@ -98,6 +100,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         https_port=source.read("https-port", _port, "8443"),
         http_port=source.read("http-port", _port, "8080"),
         pod_endpoints=source.read("pod-endpoints", _urls, f"https://{fullname}.{namespace}.svc:443"),
+        delete_released=source.read("delete-released", _one_of(("true", "false")), "true") == "true",
         fail_open_after_s=source.read("fail-open-after", _at_least(1.0), "10"),
         lease_duration_s=source.read("lease-duration", _at_least(3.0), "15"),
         log_level=source.read("log-level", _one_of(LOG_LEVELS), "info"),
@@ -117,6 +120,7 @@ OPTIONS: Mapping[str, str] = {
     "https-port": "port for admission and pods",
     "http-port": "port for metrics and probes",
     "pod-endpoints": "base URLs that pods are told, comma-separated",
+    "delete-released": "true, or false to leave the deletion of released pods to their controllers alone",
     "fail-open-after": "seconds without a leader or a store after which deletions pass",
     "lease-duration": "seconds after which a silent leader is replaced",
     "log-level": ", ".join(LOG_LEVELS),

@@ -308,7 +308,7 @@ def test_roles_have_no_wildcard() -> None:
 
 def test_cluster_wide_rights_leave_out_what_is_not_ours() -> None:
     rules = only(render(), "ClusterRole", "ebbtide")["rules"]
-    granted = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+    granted = rights(rules)
     assert not {resource for resource, _ in granted} & {
         "secrets",
         "configmaps",
@@ -316,7 +316,7 @@ def test_cluster_wide_rights_leave_out_what_is_not_ours() -> None:
         "leases",
         "serviceaccounts",
     }
-    assert {verb for resource, verb in granted if resource == "pods"} == {"get", "list", "watch", "patch"}
+    assert {verb for resource, verb in granted if resource == "pods"} == {"get", "list", "watch", "patch", "delete"}
     assert {verb for resource, verb in granted if resource in {"deployments", "replicasets"}} == {
         "get",
         "list",
@@ -324,6 +324,19 @@ def test_cluster_wide_rights_leave_out_what_is_not_ours() -> None:
     }
     (rule,) = [rule for rule in rules if rule["apiGroups"] == ["admissionregistration.k8s.io"]]
     assert rule["resourceNames"] == ["ebbtide"]
+
+
+def rights(rules: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    return {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+def test_without_deleting_released_pods_the_operator_has_no_right_to() -> None:
+    objects = render({"deleteReleasedPods": False})
+    granted = rights(only(objects, "ClusterRole", "ebbtide")["rules"])
+    assert ("pods", "patch") in granted
+    assert ("pods", "delete") not in granted
+    (operator,) = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert "--delete-released=false" in operator["args"]
 
 
 def test_secrets_and_leases_are_named_where_rbac_can() -> None:

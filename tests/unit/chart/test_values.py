@@ -34,6 +34,7 @@ CASES: dict[str, tuple[list[Any], list[Any]]] = {
     "defaults.drainTimeout": (["5m", "1h30m", "500ms", "1.5h"], [60, "60", "", "1d", "-5s", "5 m"]),
     "defaults.cancelGrace": (["0s"], [10, "10"]),
     "defaults.quiesce": (["0s"], [5, "x"]),
+    "deleteReleasedPods": ([False], ["no", 1]),
     "failOpenAfterSeconds": ([5, 2.5], [0, "10", 1000]),
     "leaseDurationSeconds": ([30], [1, "15", 15.5]),
     "podEndpoints": ([["https://a.example:2379"]], [["a.example"], ["https://a/b"], ["https://a", "https://a"]]),

@@ -166,9 +166,7 @@ class Fleet(RuleBasedStateMachine):
 
 
 TestFleet = Fleet.TestCase
-TestFleet.settings = settings(
-    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestFleet.settings = settings(max_examples=300, stateful_step_count=40, suppress_health_check=list(HealthCheck))
 
 
 def _two_of_three_drain() -> World:

@@ -189,5 +189,5 @@ class Histories(RuleBasedStateMachine):
             assert at > self.pod.now or self.pod.active == 0
 
 
-Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=25)
 TestHistories = Histories.TestCase

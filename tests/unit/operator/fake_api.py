@@ -110,8 +110,12 @@ class FakeApi:
             case "PATCH":
                 return self._patch(request, body)
             case "DELETE":
-                if request.path not in self.objects:
+                found = self.objects.get(request.path)
+                if found is None:
                     return _status(404, "NotFound")
+                expected = ((body or {}).get("preconditions") or {}).get("uid")
+                if expected and expected != found["metadata"].get("uid"):
+                    return _status(409, "Conflict")
                 self.remove(request.path)
                 return web.json_response({"kind": "Status", "status": "Success"})
             case _:

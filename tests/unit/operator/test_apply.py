@@ -26,7 +26,7 @@ from ebbtide_operator.core.model import (
     WriteStatus,
 )
 from ebbtide_operator.metrics import Metrics
-from ebbtide_operator.ports import Conflict, Deposed, StoreUnavailable
+from ebbtide_operator.ports import Conflict, Deposed, Refused, StoreUnavailable
 
 KEY = WorkloadKey("shop", "deployment", "orders")
 WORKLOAD = WorkloadView(KEY, "w", 1, 1, replicas=3, max_surge=1, max_unavailable=0)
@@ -58,6 +58,9 @@ class Recorder:
         self._write("patch", pod.name)
         self.marks.setdefault(pod.name, {}).update(annotations or {}, **(labels or {}))
 
+    async def delete_pod(self, pod: PodView) -> None:
+        self._write("delete", pod.name)
+
     async def write_status(self, workload: WorkloadView, status: Mapping[str, object]) -> None:
         self._write("status")
         self.statuses.append(status)
@@ -85,12 +88,12 @@ class Recorder:
 
 
 class Scene:
-    def __init__(self) -> None:
+    def __init__(self, *, delete_released: bool = True) -> None:
         self.recorder = Recorder()
         self.metrics = Metrics()
         self.now = 100.0
         both: Any = self.recorder
-        self.applier = Applier(both, both, self.metrics, lambda: self.now)
+        self.applier = Applier(both, both, self.metrics, lambda: self.now, delete_released=delete_released)
 
     async def apply(self, *actions: Action, status: Mapping[str, object] | None = None) -> None:
         await self.applier.apply(Snapshot(WORKLOAD, (), status=status), Plan(actions))
@@ -151,6 +154,27 @@ async def test_a_pod_that_is_gone_does_not_keep_the_rest_from_being_done(scene: 
     with pytest.raises(Conflict):
         await scene.apply(Release(a_pod("a"), Outcome.CLEAN, ""), Release(a_pod("b"), Outcome.CLEAN, ""))
     assert scene.recorder.marks["b"][names.RELEASED] == "clean"
+
+
+async def test_a_released_pod_is_deleted_once_its_marks_allow_anybody_to(scene: Scene) -> None:
+    await scene.apply(Release(a_pod("a"), Outcome.CLEAN, ""))
+    assert scene.recorder.writes == [("patch", "a"), ("delete", "a")]
+
+
+async def test_a_refused_delete_leaves_the_released_pod_to_its_controller(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.recorder.failing[("delete", "a")] = Refused("403 Forbidden")
+    await scene.apply(Release(a_pod("a"), Outcome.CLEAN, ""), Notify("DrainStarted", ""))
+    assert scene.recorder.marks["a"][names.RELEASED] == "clean"
+    assert scene.recorder.writes[-1] == ("event", "DrainStarted")
+    assert "pod.delete_refused" in caplog.text
+
+
+async def test_released_pods_are_left_to_their_controllers_where_that_is_asked_for() -> None:
+    scene = Scene(delete_released=False)
+    await scene.apply(Release(a_pod("a"), Outcome.CLEAN, ""))
+    assert scene.recorder.writes == [("patch", "a")]
 
 
 async def test_a_pin_keeps_the_users_own_cost_and_a_return_restores_it(scene: Scene) -> None:

@@ -12,7 +12,7 @@ from ebbtide_operator.cluster.authority import make_authority
 from ebbtide_operator.cluster.client import KubernetesCluster, KubernetesSecrets
 from ebbtide_operator.cluster.pods import pod_view
 from ebbtide_operator.core.model import ReplicaSetView, WorkloadKey, WorkloadView
-from ebbtide_operator.ports import Conflict
+from ebbtide_operator.ports import Conflict, Refused
 from tests.unit.operator.fake_api import FakeApi, a_pod, pod_path, serving
 
 DRAIN = "/apis/ebbtide.dev/v1alpha1/namespaces/shop/drains/deployment-orders"
@@ -65,6 +65,24 @@ async def test_a_patch_of_a_pod_that_is_gone_is_a_conflict(fake: FakeApi, api: A
     fake.remove(pod_path("a"))
     with pytest.raises(Conflict):
         await KubernetesCluster(api).patch_pod(pod, annotations={"x": "y"})
+
+
+async def test_a_delete_takes_the_pod_that_was_meant_and_no_other(fake: FakeApi, api: Api) -> None:
+    cluster = KubernetesCluster(api)
+    meant = pod_view(fake.put(pod_path("a"), a_pod("a", uid="old")))
+    fake.put(pod_path("a"), a_pod("a", uid="new"))
+    await cluster.delete_pod(meant)
+    assert pod_path("a") in fake.objects
+    await cluster.delete_pod(pod_view(fake.objects[pod_path("a")]))
+    assert pod_path("a") not in fake.objects
+    await cluster.delete_pod(meant)
+
+
+async def test_a_delete_that_is_not_allowed_says_so(fake: FakeApi, api: Api) -> None:
+    pod = pod_view(fake.put(pod_path("a"), a_pod("a")))
+    fake.refuse = lambda method, _path: 403 if method == "DELETE" else None
+    with pytest.raises(Refused, match="403"):
+        await KubernetesCluster(api).delete_pod(pod)
 
 
 async def test_only_successful_writes_are_counted(fake: FakeApi) -> None:

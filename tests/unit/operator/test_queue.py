@@ -57,7 +57,7 @@ async def test_a_wake_during_the_work_is_not_lost() -> None:
         await asyncio.wait_for(again.wait(), 5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(min_value=1, max_value=3))
 def test_a_key_is_never_worked_on_twice_at_once_and_none_is_forgotten(wakes: list[str], concurrency: int) -> None:
     async def scene() -> None:

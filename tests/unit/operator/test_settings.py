@@ -18,6 +18,7 @@ def test_nothing_needs_to_be_said() -> None:
     assert settings.etcd_tls_own
     assert settings.etcd_tls is None
     assert (settings.https_port, settings.http_port) == (8443, 8080)
+    assert settings.delete_released
     assert (settings.fail_open_after_s, settings.lease_duration_s) == (10, 15)
     assert settings.defaults.mode is Mode.OFF
     assert settings.defaults.drain_timeout_s == 60
@@ -83,6 +84,7 @@ def test_an_adapter_whose_package_is_missing_is_refused_with_what_to_install(mon
         ("https-port", "http"),
         ("https-port", "0"),
         ("http-port", "70000"),
+        ("delete-released", "maybe"),
         ("fail-open-after", "soon"),
         ("fail-open-after", "0.1"),
         ("fail-open-after", "nan"),

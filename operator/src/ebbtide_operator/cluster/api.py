@@ -81,8 +81,10 @@ class Api:
         """Merge-patch an object."""
         return await self._write("PATCH", "patch", path, body, content_type=MERGE_PATCH)
 
-    async def delete(self, path: str) -> Document:
-        return await self._write("DELETE", "delete", path, None)
+    async def delete(self, path: str, *, uid: str | None = None) -> Document:
+        """Delete an object; with `uid`, only the one that has it: another one of the same name answers 409."""
+        body = None if uid is None else {"preconditions": {"uid": uid}}
+        return await self._write("DELETE", "delete", path, body)
 
     @asynccontextmanager
     async def stream(self, path: str, *, silence_s: float, **params: str) -> AsyncIterator[AsyncIterator[bytes]]:

@@ -13,7 +13,7 @@ from ebbtide_operator.cluster.certificates import OWNED_LABEL, Secret, decode
 from ebbtide_operator.cluster.pods import pod_view
 from ebbtide_operator.core import names
 from ebbtide_operator.core.model import PodView, WorkloadKey, WorkloadView
-from ebbtide_operator.ports import Conflict, PodIdentity
+from ebbtide_operator.ports import Conflict, PodIdentity, Refused
 
 DRAINS = f"/apis/{names.DOMAIN}/{names.API_VERSION}/namespaces"
 KINDS = {"deployment": "Deployment"}
@@ -44,6 +44,14 @@ class KubernetesCluster:
             self._on_pod(await self._api.patch(path, {"metadata": metadata}))
         except ApiError as error:
             _conflict(error, f"pod {pod.namespace}/{pod.name}")
+
+    async def delete_pod(self, pod: PodView) -> None:
+        try:
+            await self._api.delete(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}", uid=pod.uid)
+        except ApiError as error:
+            # Gone, or another pod of the same name: somebody was faster, and that is as good.
+            if error.status not in {404, 409}:
+                raise Refused(str(error)) from error
 
     async def unlabelled_pods(self, workload: WorkloadView) -> Sequence[PodView]:
         sets = {view.uid for view in workload.sets}
