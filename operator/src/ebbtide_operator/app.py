@@ -84,7 +84,11 @@ class App:
         self._store = make_store(settings, self._certificates)
         self._state = MirroredDrainState(self._store, self._record_changed, prefix=settings.prefix)
         self._applier = Applier(
-            self._cluster, self._state, metrics, time.time, delete_released=settings.delete_released
+            self._cluster,
+            self._state,
+            metrics,
+            time.time,
+            may_delete=lambda: settings.delete_released and self._election.holds,
         )
         self._reconciler = Reconciler(
             self._workloads, self._pods, self._state, self._cluster, self._applier, metrics, time.time

@@ -51,7 +51,8 @@ class Applier:
         state: The store's records.
         metrics: Raised after the write that they count succeeded.
         clock: Unix seconds.
-        delete_released: Delete a pod that was released at once, and do not wait until its controller asks again.
+        may_delete: Asked right before each deletion of a released pod; where it says no, its controller deletes it
+            once it asks again.
     """
 
     def __init__(
@@ -60,14 +61,13 @@ class Applier:
         state: DrainState,
         metrics: Metrics,
         clock: Callable[[], float],
-        *,
-        delete_released: bool = True,
+        may_delete: Callable[[], bool],
     ) -> None:
         self._cluster = cluster
         self._state = state
         self._metrics = metrics
         self._clock = clock
-        self._delete_released = delete_released
+        self._may_delete = may_delete
         self._released_at: dict[str, float] = {}
         self._slots = asyncio.Semaphore(CONCURRENT_PODS)
 
@@ -147,7 +147,8 @@ class Applier:
                         "explanation": message,
                     },
                 )
-                if self._delete_released:
+                # Deletes are not fenced by the epoch: one that was stopped meanwhile must not go on with an old plan.
+                if self._may_delete():
                     await self._delete(workload, pod)
             case Return(pod):
                 await self._cluster.patch_pod(pod, annotations=marks.return_marks(pod))

@@ -88,12 +88,13 @@ class Recorder:
 
 
 class Scene:
-    def __init__(self, *, delete_released: bool = True) -> None:
+    def __init__(self) -> None:
         self.recorder = Recorder()
         self.metrics = Metrics()
         self.now = 100.0
+        self.may_delete = True
         both: Any = self.recorder
-        self.applier = Applier(both, both, self.metrics, lambda: self.now, delete_released=delete_released)
+        self.applier = Applier(both, both, self.metrics, lambda: self.now, lambda: self.may_delete)
 
     async def apply(self, *actions: Action, status: Mapping[str, object] | None = None) -> None:
         await self.applier.apply(Snapshot(WORKLOAD, (), status=status), Plan(actions))
@@ -171,8 +172,8 @@ async def test_a_refused_delete_leaves_the_released_pod_to_its_controller(
     assert "pod.delete_refused" in caplog.text
 
 
-async def test_released_pods_are_left_to_their_controllers_where_that_is_asked_for() -> None:
-    scene = Scene(delete_released=False)
+async def test_one_that_may_not_delete_any_more_leaves_released_pods_to_their_controllers(scene: Scene) -> None:
+    scene.may_delete = False
     await scene.apply(Release(a_pod("a"), Outcome.CLEAN, ""))
     assert scene.recorder.writes == [("patch", "a")]
 
