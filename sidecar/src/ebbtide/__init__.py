@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ebbtide.drainreport import DrainReport
 from ebbtide.entries import Entry
-from ebbtide.errors import EbbtideError, NotRunning, Refused, TimedOut
+from ebbtide.errors import EbbtideError, NotRunning, Refused, StartFailed, TimedOut
 from ebbtide.limits import Admission, Limits
 from ebbtide.protection import protect
 from ebbtide.protocol import PodState
@@ -13,9 +14,11 @@ from ebbtide.restarts import Restart
 from ebbtide.runtime import Runtime
 from ebbtide.scope import OnCrash, Scope
 from ebbtide.settings import Settings
+from ebbtide.startup import Stage
 
 __all__ = [
     "Admission",
+    "DrainReport",
     "EbbtideError",
     "Entry",
     "Limits",
@@ -27,6 +30,8 @@ __all__ = [
     "Runtime",
     "Scope",
     "Settings",
+    "Stage",
+    "StartFailed",
     "TimedOut",
     "protect",
 ]

@@ -50,6 +50,9 @@ class AdminView(Protocol):
     def drain_view(self) -> Mapping[str, Any]:
         """Return the drain as JSON: state, reason, tasks, times."""
 
+    def drain_report_view(self) -> Mapping[str, Any] | None:
+        """Return the report of the last drain as JSON, so far where it is under way; None: there was none."""
+
     def dump(self, query: Mapping[str, str]) -> str:
         """Return every task in flight, as `ebbtide.dump.Question` has it.
 
@@ -177,6 +180,7 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
                     "/readyz": self._readyz,
                     "/metrics": self._metrics,
                     "/drain": self._guarded(self._get_drain),
+                    "/debug/drain": self._guarded(self._drain_report),
                     "/debug/tasks": self._guarded(self._tasks),
                     "/debug/limits": self._guarded(self._limits),
                 }
@@ -254,6 +258,13 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
         def _undrain(self, _query: Mapping[str, str]) -> None:
             back = view.request_undrain()
             self._json(HTTPStatus.OK if back else HTTPStatus.CONFLICT, view.drain_view())
+
+        def _drain_report(self, _query: Mapping[str, str]) -> None:
+            report = view.drain_report_view()
+            if report is None:
+                self._text(HTTPStatus.NOT_FOUND, "no drain has begun in this process\n")
+            else:
+                self._json(HTTPStatus.OK, report)
 
         def _tasks(self, query: Mapping[str, str]) -> None:
             try:

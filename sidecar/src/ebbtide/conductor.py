@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from queue import Empty, SimpleQueue
 
 from ebbtide.machine import Effect, Event, Exit, Machine, Report, TasksChanged, Tick, next_deadline, step
@@ -28,6 +29,7 @@ class Conductor:
         machine: Where it starts.
         count: Returns the tasks in flight.
         effect: Carries out one effect of the machine as it is after the step, in this thread.
+        observe: Called with the machine after each step, before its effects, in this thread.
         patrol: Called every ten seconds, in this thread.
     """
 
@@ -36,11 +38,13 @@ class Conductor:
         machine: Machine,
         count: Callable[[], int],
         effect: Callable[[Effect, Machine], None],
+        observe: Callable[[Machine], None] = lambda _machine: None,
         patrol: Callable[[], None] = lambda: None,
     ) -> None:
         self._machine = machine
         self._count = count
         self._effect = effect
+        self._observe = observe
         self._patrol = patrol
         # SimpleQueue may be put to from a signal handler that interrupts another put in the same thread; a lock and a
         # condition may not.
@@ -116,6 +120,8 @@ class Conductor:
         while pending is not None:
             machine, effects = step(self._machine, pending, time.monotonic())
             changed = machine.state is not self._machine.state
+            # First: a log handler that blocks may keep every effect from being carried out.
+            self._guarded("the watch", partial(self._observe, machine))
             # Who reads that intake is closed must find it so; who is told to look must find the new state.
             announcements = [effect for effect in effects if isinstance(effect, Report | Exit)]
             for effect in effects:

@@ -41,3 +41,15 @@ class TimedOut(EbbtideError, TimeoutError):
 
 class NotRunning(EbbtideError, RuntimeError):
     """The runtime was used before it started or after it ended."""
+
+
+class StartFailed(EbbtideError):
+    """The start of the process was given up; what had started is stopped. The cause is chained.
+
+    Attributes:
+        step: Name of the step that did not start.
+    """
+
+    def __init__(self, step: str, why: str) -> None:
+        super().__init__(f"step {step} did not start: {why}")
+        self.step = step

@@ -70,6 +70,9 @@ class Outcome(StrEnum):
 TASK_OUTCOMES = ("finished", "failed", "timed_out", "cancelled", "requeued", "abandoned", "refused")
 """How a task ends: the keys of a tally."""
 
+MOST_DRAIN_BYTES = 2048
+"""Of the JSON that a report may say about its drain: thousands of them are kept in the history."""
+
 
 class RecordError(ValueError):
     """A record cannot be read: names the key's kind, the field and what was found there."""
@@ -197,6 +200,10 @@ def _checked(kind: str, name: str, annotation: str, value: Any) -> Any:
         if isinstance(value, dict) and all(type(count) is int and _is_finite(count) for count in value.values()):
             return value
         raise RecordError(f"{kind}: {name}: must be an object of 64-bit integers, not {value!r}")
+    if annotation == "Mapping[str, Any]":
+        if isinstance(value, dict) and _is_small(value):
+            return value
+        raise RecordError(f"{kind}: {name}: must be an object of finite values, at most {MOST_DRAIN_BYTES} bytes")
     wanted = _SCALARS[annotation]
     # bool is an int in Python but not in the protocol.
     if not isinstance(value, wanted) or (isinstance(value, bool) and annotation != "bool"):
@@ -209,6 +216,13 @@ def _checked(kind: str, name: str, annotation: str, value: Any) -> Any:
 def _is_finite(number: float) -> bool:
     """Refuse what Python's JSON takes and nothing else does: NaN, infinity, integers without bounds."""
     return -(2**63) <= number < 2**63
+
+
+def _is_small(document: Mapping[str, Any]) -> bool:
+    try:
+        return len(json.dumps(document, separators=(",", ":"), allow_nan=False)) <= MOST_DRAIN_BYTES
+    except (ValueError, RecursionError):
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +281,8 @@ class Report(_Record):
     """True once tasks were cancelled for the drain: the process restarts rather than serve again."""
     phase_revision: int = 0
     """Modification revision of the workload's phase record that this report answers."""
+    drain: Mapping[str, Any] | None = None
+    """Once drained: how that went, for people (`drainreport.py`); at most `MOST_DRAIN_BYTES`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,3 +336,5 @@ class DrainRecord(_Record):
     active_at_end: int = 0
     """Tasks still running at the end: the ones that were lost or abandoned."""
     tally: Mapping[str, int] = field(default_factory=dict)
+    drain: Mapping[str, Any] | None = None
+    """What the pod's last report said of its drain."""

@@ -85,6 +85,8 @@ class Registry:
         """When entries in flight were asked to end, monotonic seconds, by number."""
         self.abandoned: set[int] = set()
         """Numbers of those that are counted already, and not waited for any more."""
+        self.on_end: Callable[[Live, str], None] | None = None
+        """Called with each end and its outcome, from whatever thread; usual ends only once intake is closed."""
         self.gate = Gate(self, limits or Limits())
         self.bucket = self.gate.bucket
 
@@ -168,7 +170,8 @@ class Registry:
         """Count a managed task of the home loop: its done-callback. The usual end in the fewest steps."""
         scope = task.scope
         if (
-            self.marks
+            not self.intake_open
+            or self.marks
             or self.abandoned
             or not scope.gate.plain
             or self.gate.waiters
@@ -203,6 +206,8 @@ class Registry:
             self.abandoned.discard(number)
         else:
             self.count(outcome)
+            if self.on_end is not None and (item := self.live.get(number)) is not None:
+                self.on_end(item, outcome)
         # Last: who sees that nothing is left must find everything counted.
         self.withdraw(number)
         if gate is None:

@@ -6,37 +6,29 @@ import asyncio
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from ebbtide import watchdog
 from ebbtide.admin import AdminServer
 from ebbtide.agent import Agent
-from ebbtide.cancelling import call_in, cancel_everywhere
 from ebbtide.conductor import PATROL_S, Conductor
-from ebbtide.environment import CA, ENDPOINTS, EXIT_MARGIN_S
+from ebbtide.drainreport import DrainReport
+from ebbtide.drainwatch import DrainWatch
+from ebbtide.effects import FINAL_REPORT_S, Effects
+from ebbtide.environment import CA, ENDPOINTS
 from ebbtide.errors import NotRunning
 from ebbtide.exposition import Numbers
-from ebbtide.hooks import Hook, Hooks
+from ebbtide.hooks import HOOK_S, Hook, Hooks
 from ebbtide.limits import Limits
 from ebbtide.machine import (
-    AbandonTasks,
-    CancelTasks,
-    CloseIntake,
     DrainRequested,
     Durations,
-    Effect,
-    Exit,
     Machine,
-    OpenIntake,
     Ordered,
     Reason,
-    Report,
-    SetReady,
     Source,
     Started,
     StoreRestarted,
@@ -48,13 +40,13 @@ from ebbtide.registry import Registry
 from ebbtide.scope import OnCrash, Scope, child_scope
 from ebbtide.settings import Settings
 from ebbtide.signals import Signals
+from ebbtide.startup import START_S, Stage, Start, StartUp
 from ebbtide.threads import in_daemon_thread
 from ebbtide.trendwatch import TrendWatch
 from ebbtide.views import Views
+from ebbtide.watchdog import Watchdog
 
 logger = logging.getLogger("ebbtide")
-
-FINAL_REPORT_S = 1.0
 
 
 class Runtime:
@@ -75,11 +67,27 @@ class Runtime:
 
     def __init__(self, settings: Settings | None = None, *, watchdog: bool = True) -> None:
         self._settings = Settings.from_env(os.environ) if settings is None else settings
-        self._watchdog = watchdog
         self._registry = Registry(self._emptied, self._settings.limits, self._settings.durations.cancel_grace_s)
         self._scopes: weakref.WeakValueDictionary[str, Scope] = weakref.WeakValueDictionary()
+        self._drain_hooks = Hooks("drain")
+        self._exit_hooks = Hooks("exit")
+        self._start_up = StartUp(self._exit_hooks)
+        hooks = (self._drain_hooks, self._exit_hooks)
+        self._drain_watch = DrainWatch(self._registry, lambda: [record for some in hooks for record in some.records])
+        self._effects = Effects(
+            self._registry,
+            self._drain_watch,
+            self._drain_hooks,
+            Watchdog() if watchdog else None,
+            self._tell,
+            self._start_up.give_up,
+        )
         self._conductor = Conductor(
-            Machine(defaults=self._settings.durations), self._registry.awaited, self._carry_out, self._patrol
+            Machine(defaults=self._settings.durations),
+            self._registry.awaited,
+            self._effects.carry_out,
+            self._effects.observe,
+            self._patrol,
         )
         self._admin = AdminServer(
             self, self._settings.admin_host, self._settings.admin_port, self._settings.admin_token
@@ -88,16 +96,14 @@ class Runtime:
         self._displaced: tuple[str, ...] = ()
         self._agent: Agent | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ready = False
-        self._draining = False
-        self._drain_event = asyncio.Event()
-        self._exit_event = asyncio.Event()
-        self._drain_hooks = Hooks("drain")
-        self._exit_hooks = Hooks("exit")
         self._trend = TrendWatch(PATROL_S)
-        hooks = (self._drain_hooks, self._exit_hooks)
-        self._views = Views(self._registry, lambda: self._conductor.machine, hooks, lambda: self._trend.trend)
-        self._running_hooks: set[asyncio.Task[None]] = set()
+        self._views = Views(
+            self._registry,
+            lambda: self._conductor.machine,
+            hooks,
+            lambda: self._trend.trend,
+            self._drain_watch.report,
+        )
         self.admin_port: int | None = None
         """Port of the admin server; None before the start, and where it could not listen."""
 
@@ -111,6 +117,7 @@ class Runtime:
             raise NotRunning("a runtime runs once; make a new one")
         self._loop = asyncio.get_running_loop()
         self._registry.settle(self._loop)
+        self._effects.settle(self._loop)
         for problem in self._settings.problems:
             logger.warning("ebbtide: %s", problem)
         self._conductor.start()
@@ -118,6 +125,11 @@ class Runtime:
         self._signals.install()
         if self._settings.has_store:
             self._agent = self._start_agent()
+        try:
+            await self._start_up.run()
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
         self._conductor.call(Started())
         return self
 
@@ -135,8 +147,8 @@ class Runtime:
             last.callback(self._signals.uninstall)
             if self._agent is not None:
                 last.push_async_callback(in_daemon_thread, self._say_goodbye)
-            last.push_async_callback(self._exit_hooks.run)
-            last.push_async_callback(self._drain_hooks_ended)
+            last.push_async_callback(self._stop)
+            last.push_async_callback(self._effects.drain_hooks_ended)
             await self._leave(crashed=crashed, why="" if error is None else repr(error))
 
     def scope(
@@ -176,12 +188,12 @@ class Runtime:
     @property
     def ready(self) -> bool:
         """Whether readiness probes are answered with success."""
-        return self._ready
+        return self._effects.ready
 
     @property
     def draining(self) -> bool:
         """True from the start of a drain on; false again where it is taken back. Costs an attribute."""
-        return self._draining
+        return self._effects.draining
 
     @property
     def intake_open(self) -> bool:
@@ -194,25 +206,46 @@ class Runtime:
 
     async def drain_requested(self) -> None:
         """Wait until a drain begins: for work that can stop early by itself."""
-        await self._drain_event.wait()
+        await self._effects.drain_began.wait()
 
     async def wait_exit(self) -> None:
         """Wait until the process is to leave: it is drained and will not be taken back."""
-        await self._exit_event.wait()
+        await self._effects.exit_due.wait()
 
-    def on_drain(self, hook: Hook) -> None:
+    def on_start(
+        self, function: Start, stage: Stage, *, timeout_s: float = START_S, stop_timeout_s: float = HOOK_S
+    ) -> None:
+        """Start something when the runtime is entered, before it is ready; by stage, then as registered.
+
+        What fails or is late ends the start: what had started is stopped in reverse, and entering raises `StartFailed`.
+
+        Args:
+            function: An async generator function (start, `yield`, stop), something that returns an async context
+                manager, or a function or coroutine function that has nothing to stop.
+            stage: When.
+            timeout_s: Seconds for its start.
+            stop_timeout_s: Seconds for its stop, which comes in its turn among the hooks of `on_exit`.
+
+        Raises:
+            NotRunning: The runtime was entered before.
+        """
+        self._start_up.add(function, stage, timeout_s, stop_timeout_s)
+
+    def on_drain(self, hook: Hook, *, timeout_s: float = HOOK_S) -> None:
         """Call a function or a coroutine function in the loop whenever a drain begins, the last registered first.
 
-        Each has five seconds; one that fails is logged, and the rest still run.
+        One that fails or takes longer than `timeout_s` is logged and recorded, and the rest still run. All of them
+        together have the drain's budget.
         """
-        self._drain_hooks.add(hook)
+        self._drain_hooks.add(hook, timeout_s)
 
-    def on_exit(self, hook: Hook) -> None:
-        """Call a function or a coroutine function after the drain, the last registered first; limits as in `on_drain`.
+    def on_exit(self, hook: Hook, *, timeout_s: float = HOOK_S) -> None:
+        """Call a function or a coroutine function after the drain, the last registered first; as in `on_drain`.
 
-        All of them together have until the kubelet ends the container, five seconds after the drain's budget.
+        All of them together have what is left of the drain's budget, and three of the five seconds until the kubelet
+        ends the container.
         """
-        self._exit_hooks.add(hook)
+        self._exit_hooks.add(hook, timeout_s)
 
     def drain(self, reason: str = "", *, leave: bool = True) -> None:
         """Begin to drain, from any thread; `leave`: and exit after that."""
@@ -242,6 +275,15 @@ class Runtime:
     def drain_view(self) -> Mapping[str, Any]:
         """Return the drain as JSON."""
         return self._views.drain()
+
+    def drain_report(self) -> DrainReport | None:
+        """Return what the drain that is under way is like so far, or else the last one; None: there was none."""
+        return self._drain_watch.report()
+
+    def drain_report_view(self) -> Mapping[str, Any] | None:
+        """Return the same as JSON."""
+        report = self.drain_report()
+        return None if report is None else report.as_json()
 
     def tasks(self) -> Sequence[Mapping[str, Any]]:
         """Return every task in flight, in the order of admission."""
@@ -300,18 +342,25 @@ class Runtime:
         at_once = Durations(0.0, 0.0, own.cancel_grace_s)
         # Whoever served requests has stopped by now: there is nothing to wait for before intake closes.
         spend = at_once if crashed else Durations(0.0, own.drain_timeout_s, own.cancel_grace_s)
-        if self._draining and not crashed:
+        if self._effects.draining and not crashed:
             # The drain has a budget, and the operator's order may have given it more than our own.
             self._conductor.post(DrainRequested(Reason(Source.EXIT), leave=True))
         else:
             self._conductor.post(DrainRequested(Reason(Source.EXIT, why), spend, leave=True))
         try:
-            await self._exit_event.wait()
+            await self._effects.exit_due.wait()
         except asyncio.CancelledError:
             # Somebody is in a hurry: the cleanup of tasks is still waited for.
             self._conductor.post(DrainRequested(Reason(Source.EXIT), at_once, leave=True))
-            await self._exit_event.wait()
+            await self._effects.exit_due.wait()
             raise
+
+    async def _stop(self) -> None:
+        await self._exit_hooks.run(self._effects.stop_budget_s())
+
+    def _tell(self) -> None:
+        if self._agent is not None:
+            self._agent.edge()
 
     def _say_goodbye(self) -> None:
         if self._agent is not None and not self._agent.finish(FINAL_REPORT_S):
@@ -342,47 +391,3 @@ class Runtime:
                 ", ".join(displaced),
             )
         self._displaced = displaced
-
-    def _carry_out(self, effect: Effect, machine: Machine) -> None:
-        """Carry out one effect, in the conductor's thread."""
-        assert self._loop is not None
-        match effect:
-            case SetReady(ready):
-                self._ready = ready
-                self._set_draining(draining=machine.draining)
-            case CloseIntake():
-                self._registry.close_intake()
-            case OpenIntake():
-                self._registry.intake_open = True
-            case CancelTasks(reason):
-                logger.warning("ebbtide: cancelling %d tasks: %s", len(self._registry), reason)
-                grace_s = max(0.0, machine.deadline_at - time.monotonic())
-                cancel_everywhere(self._registry, self._registry.entries(), reason, grace_s)
-            case AbandonTasks():
-                self._registry.abandon(self._registry.entries(), "when the drain's budget was spent")
-            case Report():
-                logger.info("ebbtide: %s, %d tasks", machine.state, len(self._registry))
-                if self._agent is not None:
-                    self._agent.edge()
-            case Exit(insist):
-                call_in(self._loop, self._exit_event.set)
-                if insist and self._watchdog:
-                    budget_left_s = max(0.0, machine.deadline_at - time.monotonic())
-                    watchdog.end_process_after(budget_left_s + EXIT_MARGIN_S - watchdog.LEAD_S)
-
-    def _set_draining(self, *, draining: bool) -> None:
-        assert self._loop is not None
-        if draining == self._draining:
-            return
-        self._draining = draining
-        call_in(self._loop, self._drain_began if draining else self._drain_event.clear)
-
-    def _drain_began(self) -> None:
-        self._drain_event.set()
-        running = asyncio.get_running_loop().create_task(self._drain_hooks.run(), name="ebbtide-drain-hooks")
-        self._running_hooks.add(running)
-        running.add_done_callback(self._running_hooks.discard)
-
-    async def _drain_hooks_ended(self) -> None:
-        if self._running_hooks:
-            await asyncio.wait(self._running_hooks)

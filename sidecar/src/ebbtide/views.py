@@ -8,12 +8,13 @@ from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
+from ebbtide.drainreport import DrainReport
 from ebbtide.dump import Question, dump, render
 from ebbtide.estimate import eta_s
 from ebbtide.exposition import Numbers
 from ebbtide.hooks import Hooks
 from ebbtide.machine import Machine
-from ebbtide.protocol import Report
+from ebbtide.protocol import PodState, Report
 from ebbtide.registry import Registry
 from ebbtide.trend import Trend
 
@@ -26,20 +27,28 @@ class Views:
         machine: Returns its state.
         hooks: Whose last runs are shown.
         trend: Returns what the number of tasks does.
+        drain_report: Returns the report of the last drain, finished or not.
     """
 
     def __init__(
-        self, registry: Registry, machine: Callable[[], Machine], hooks: Sequence[Hooks], trend: Callable[[], Trend]
+        self,
+        registry: Registry,
+        machine: Callable[[], Machine],
+        hooks: Sequence[Hooks],
+        trend: Callable[[], Trend],
+        drain_report: Callable[[], DrainReport | None],
     ) -> None:
         self._registry = registry
         self._machine = machine
         self._hooks = hooks
         self._trend = trend
+        self._drain_report = drain_report
         self._boot_id = uuid4().hex
 
     def report(self, sequence: int, phase_revision: int) -> Report:
         """Return what the operator is told."""
         machine = self._machine()
+        drain = self._drain_report() if machine.state in {PodState.DRAINED, PodState.EXITING} else None
         return Report(
             state=machine.state,
             sequence=sequence,
@@ -51,6 +60,7 @@ class Views:
             tally=self._registry.tally,
             forced=machine.forced,
             phase_revision=phase_revision,
+            drain=None if drain is None else drain.digest(),
         )
 
     def drain(self) -> Mapping[str, Any]:

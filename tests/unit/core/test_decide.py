@@ -333,6 +333,11 @@ class TestHistory:
         )
         assert of(plan, WriteRecord)[0].record.outcome is Outcome.LOST
 
+    def test_what_the_pod_said_of_its_drain_goes_into_the_history(self) -> None:
+        said = {"gone": a_report(live=False, state=PodState.EXITING, generation=1, drain={"took_s": 3.2})}
+        plan = decide(a_snapshot(a_workload(replicas=0), (), orders={"gone": an_order()}, reports=said), NOW)
+        assert of(plan, WriteRecord)[0].record.drain == {"took_s": 3.2}
+
     def test_a_record_that_was_written_before_a_crash_is_not_written_again(self) -> None:
         order = an_order()
         written = DrainRecord(

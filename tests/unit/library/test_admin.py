@@ -21,6 +21,7 @@ class View:
         self.drained = threading.Event()
         self.asked: list[tuple[Source, bool]] = []
         self.returns = True
+        self.report: Mapping[str, Any] | None = {"outcome": "clean"}
         self.lives = True
 
     @property
@@ -32,6 +33,9 @@ class View:
 
     def drain_view(self) -> Mapping[str, Any]:
         return {"state": self.state, "active": 2}
+
+    def drain_report_view(self) -> Mapping[str, Any] | None:
+        return self.report
 
     def dump(self, query: Mapping[str, str]) -> str:
         if "state" in query:
@@ -152,6 +156,7 @@ def test_a_wrong_parameter_is_named_and_starts_nothing(view: View, client: Clien
         ("GET", "/drain?start=prestop&wait=1"),
         ("POST", "/drain"),
         ("DELETE", "/drain"),
+        ("GET", "/debug/drain"),
         ("GET", "/debug/tasks"),
         ("GET", "/debug/limits"),
         ("POST", "/debug/limits?scope=orders&max_tasks=5"),
@@ -175,6 +180,12 @@ def test_tasks_are_dumped_as_asked(client: Client) -> None:
         "asked": {"format": "json", "limit": "5"}
     }
     assert client.ask("GET", "/debug/tasks?state=bored") == (400, "state: not 'bored'\n")
+
+
+def test_the_report_of_a_drain_is_shown_where_there_was_one(view: View, client: Client) -> None:
+    assert json.loads(client.ask("GET", "/debug/drain")[1]) == {"outcome": "clean"}
+    view.report = None
+    assert client.ask("GET", "/debug/drain") == (404, "no drain has begun in this process\n")
 
 
 def test_limits_are_shown_and_changed_while_the_process_runs(client: Client) -> None:

@@ -93,10 +93,10 @@ def test_a_forked_child_dies_of_sigterm_like_any_other() -> None:
 
 
 STUCK = textwrap.dedent("""
-    import asyncio, logging, sys, time, ebbtide, ebbtide.runtime, ebbtide.watchdog
+    import asyncio, logging, sys, time, ebbtide, ebbtide.effects
     from ebbtide.machine import Durations
     logging.basicConfig(level=logging.INFO)
-    ebbtide.runtime.EXIT_MARGIN_S = 1.2
+    ebbtide.effects.EXIT_MARGIN_S = 1.2
     async def deaf():
         while True:
             try:

@@ -75,6 +75,7 @@ def _record(uid: str, order: Order, view: ReportView | None, now: float) -> Drai
         active_at_start=order.active,
         active_at_end=order.active if report is None else report.active,
         tally={} if report is None else report.tally,
+        drain=None if report is None else report.drain,
     )
 
 
