@@ -48,6 +48,10 @@ test-store: venv ## The store: contract, faults (20 of each), fencing (10,000 wr
 		.venv/bin/pytest tests/contract/test_store.py tests/contract/test_counting.py tests/contract/test_store_faults.py \
 		tests/contract/test_fencing.py
 
+.PHONY: test-servers
+test-servers: venv ## The library under uvicorn, gunicorn, hypercorn, granian, aiohttp, Celery; prints the table of docs/library/servers.md
+	.venv/bin/pytest tests/contract/servers
+
 .PHONY: test-cluster
 test-cluster: venv ## The real cluster, faults included; EBBTIDE_KEEP_CLUSTER=1 leaves it up
 	.venv/bin/pytest tests/cluster

@@ -29,9 +29,9 @@ def etcd() -> Iterator[Member]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the suites counted: the fault table, and what became of a stale leader's writes."""
+    """Print what the suites counted: faults, what became of a stale leader's writes, what servers did with a drain."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
-    for name, head in (("fault", HEAD), ("fencing", ())):
+    for name, head in (("fault", HEAD), ("fencing", ()), ("servers", ())):
         rows = [row for report in reports for key, row in report.user_properties if key == name]
         if rows:
             terminalreporter.section(name)

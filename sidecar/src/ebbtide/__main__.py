@@ -1,4 +1,4 @@
-"""`python -m ebbtide status|drain|undrain`: ask the process that runs in this container."""
+"""`python -m ebbtide status|report|drain|undrain`: ask the process that runs in this container."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import sys
 
 from ebbtide.settings import Settings
 
-COMMANDS = {"status": "GET", "drain": "POST", "undrain": "DELETE"}
+COMMANDS = {
+    "status": ("GET", "/drain"),
+    "report": ("GET", "/debug/drain"),
+    "drain": ("POST", "/drain"),
+    "undrain": ("DELETE", "/drain"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     headers = {"Authorization": f"Bearer {settings.admin_token}"} if settings.admin_token else {}
     connection = http.client.HTTPConnection(host, settings.admin_port, timeout=5)
     try:
-        connection.request(COMMANDS[command], "/drain", headers=headers)
+        connection.request(*COMMANDS[command], headers=headers)
         answer = connection.getresponse()
         body = answer.read().decode()
     except OSError as error:

@@ -22,12 +22,12 @@ from typing import Any
 logger = logging.getLogger("ebbtide")
 
 CHAINED = (signal.SIGTERM, signal.SIGINT)
-INSISTENT = 2
-"""After so many of them Ctrl-C means to Python what it always did."""
+HURRIED = 2
+"""This one shortens the drain and goes no further; later ones mean to Python and to the server what they always did."""
 
 
 class Signals:
-    """Tell of SIGTERM and SIGINT, and pass them on.
+    """Tell of SIGTERM and SIGINT, and pass them on: all but the second, which is for the drain alone.
 
     Args:
         on_signal: Called in the main thread, between two bytecodes, with the signal's name and how many came so far. It
@@ -96,9 +96,13 @@ class Signals:
         self._on_signal(signal.Signals(number).name, self._count)
         if number == signal.SIGINT and _is_pythons_own(earlier):
             # Called now, it would tear the application down in the middle of its drain.
-            if self._count >= INSISTENT:
+            if self._count >= HURRIED:
                 del self._earlier[number]
                 signal.signal(number, earlier)
+            return
+        if self._count == HURRIED:
+            # Most servers take a second signal for the order to drop everything: tasks that were cancelled just now
+            # would not get to clean up (docs/decisions/0010).
             return
         # The default action of SIGTERM would end the process at once: the drain does that, later.
         if callable(earlier):
