@@ -9,9 +9,10 @@ from ebbtide.errors import EbbtideError, NotRunning, Refused, TimedOut
 from ebbtide.limits import Admission, Limits
 from ebbtide.protection import protect
 from ebbtide.protocol import PodState
-from ebbtide.restarts import Restart
+from ebbtide.registry import heartbeat
+from ebbtide.restarts import OnCrash, Restart
 from ebbtide.runtime import Runtime
-from ebbtide.scope import OnCrash, Scope
+from ebbtide.scope import Scope
 from ebbtide.settings import Settings
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Scope",
     "Settings",
     "TimedOut",
+    "heartbeat",
     "protect",
 ]
 

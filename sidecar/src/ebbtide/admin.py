@@ -57,6 +57,9 @@ class AdminView(Protocol):
             ValueError: The message names the parameter that cannot be used.
         """
 
+    def cancel(self, number: int, reason: str) -> bool:
+        """Cancel one unit of work; False where there is none of that number that can be cancelled."""
+
     def request_drain(self, source: Source, text: str, *, leave: bool) -> None:
         """Start a drain; `leave`: exit once drained."""
 
@@ -186,7 +189,7 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
             self._route({"/drain": self._guarded(self._start), "/debug/limits": self._guarded(self._change_limits)})
 
         def do_DELETE(self) -> None:
-            self._route({"/drain": self._guarded(self._undrain)})
+            self._route({"/drain": self._guarded(self._undrain), "/debug/tasks": self._with_token(self._cancel)})
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
             logger.debug("ebbtide: admin " + format, *args)  # noqa: G003 (the base class's format)
@@ -213,6 +216,14 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
                 return action
             return lambda _query: self._text(
                 HTTPStatus.FORBIDDEN, "without EBBTIDE_ADMIN_TOKEN only callers on this machine may ask\n"
+            )
+
+        def _with_token(self, action: Callable[[Mapping[str, str]], None]) -> Callable[[Mapping[str, str]], None]:
+            # Every container of a pod is on its loopback: that is enough for looking, and for nothing that ends work.
+            if token:
+                return self._guarded(action)
+            return lambda _query: self._text(
+                HTTPStatus.FORBIDDEN, "only with a token: set EBBTIDE_ADMIN_TOKEN, and send it as a bearer token\n"
             )
 
         def _livez(self, _query: Mapping[str, str]) -> None:
@@ -263,6 +274,14 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
                 return
             kind = "application/json" if query.get("format") == "json" else "text/plain; charset=utf-8"
             self._send(HTTPStatus.OK, text, kind)
+
+        def _cancel(self, query: Mapping[str, str]) -> None:
+            number = query.get("id", "")
+            if not number.isdecimal():
+                self._text(HTTPStatus.BAD_REQUEST, f"id: must be the id of a task in flight, not {number!r}\n")
+                return
+            found = view.cancel(int(number), query.get("reason", ""))
+            self._json(HTTPStatus.ACCEPTED if found else HTTPStatus.NOT_FOUND, {"id": int(number), "cancelled": found})
 
         def _limits(self, _query: Mapping[str, str]) -> None:
             self._json(HTTPStatus.OK, {"limits": list(view.limits_view())})

@@ -37,6 +37,14 @@ def all_threads() -> dict[int, FrameType]:
     return sys._current_frames()  # noqa: SLF001 (documented, for debuggers)
 
 
+def caller() -> Step | None:
+    """Return the line that called into the library; None where nobody did."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 (documented)
+    while frame is not None and frame.f_code.co_filename.startswith(OWN):
+        frame = frame.f_back
+    return None if frame is None else Step(frame.f_code, frame.f_lineno or 0)
+
+
 def frames_of_task(task: asyncio.Task[Any]) -> list[FrameType]:
     """Return the frames of a task, the outermost first; none where Python can see none."""
     frames: list[FrameType] = []

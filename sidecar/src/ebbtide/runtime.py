@@ -16,6 +16,7 @@ from typing import Any, Self
 from ebbtide import watchdog
 from ebbtide.admin import AdminServer
 from ebbtide.agent import Agent
+from ebbtide.byid import ById
 from ebbtide.cancelling import call_in, cancel_everywhere
 from ebbtide.conductor import PATROL_S, Conductor
 from ebbtide.environment import CA, ENDPOINTS, EXIT_MARGIN_S
@@ -45,7 +46,8 @@ from ebbtide.machine import (
 )
 from ebbtide.protocol import PodState
 from ebbtide.registry import Registry
-from ebbtide.scope import OnCrash, Scope, child_scope
+from ebbtide.restarts import OnCrash
+from ebbtide.scope import Scope, child_scope
 from ebbtide.settings import Settings
 from ebbtide.signals import Signals
 from ebbtide.threads import in_daemon_thread
@@ -57,7 +59,7 @@ logger = logging.getLogger("ebbtide")
 FINAL_REPORT_S = 1.0
 
 
-class Runtime:
+class Runtime(ById):
     """Know every task of the process, and bring it to an orderly end.
 
     ```python
@@ -146,6 +148,7 @@ class Runtime:
         timeout_s: float | None = None,
         limits: Limits | None = None,
         on_crash: OnCrash | None = None,
+        heartbeat_s: float | None = None,
     ) -> Scope:
         """Return the scope of that name.
 
@@ -154,11 +157,12 @@ class Runtime:
             timeout_s: Limits each of its tasks, in seconds.
             limits: How much it may start; the process's limits hold as well.
             on_crash: What a crash does to the rest of the scope; None: nothing.
+            heartbeat_s: How often its work promises to call `ebbtide.heartbeat`, in seconds; None: never.
 
         Raises:
             ValueError: It is in use with other limits.
         """
-        return child_scope(self._scopes, self._registry, name, timeout_s, None, limits, on_crash)
+        return child_scope(self._scopes, self._registry, name, timeout_s, None, limits, on_crash, heartbeat_s)
 
     @property
     def limits(self) -> Limits:

@@ -81,6 +81,7 @@ class Views:
                 "scope": entry.scope,
                 "age_s": round(entry.age_s, 3),
                 "state": entry.state,
+                "heartbeat_age_s": None if entry.heartbeat_age_s is None else round(entry.heartbeat_age_s, 3),
                 "meta": entry.meta,
             }
             for entry in self._registry.view()
