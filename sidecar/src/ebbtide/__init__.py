@@ -6,6 +6,7 @@ from typing import Any
 
 from ebbtide.entries import Entry
 from ebbtide.errors import EbbtideError, NotRunning, Refused, TimedOut
+from ebbtide.findings import Finding
 from ebbtide.limits import Admission, Limits
 from ebbtide.protection import protect
 from ebbtide.protocol import PodState
@@ -19,6 +20,7 @@ __all__ = [
     "Admission",
     "EbbtideError",
     "Entry",
+    "Finding",
     "Limits",
     "NotRunning",
     "OnCrash",

@@ -57,6 +57,16 @@ class AdminView(Protocol):
             ValueError: The message names the parameter that cannot be used.
         """
 
+    def leaks_view(self, query: Mapping[str, str]) -> str:
+        """Return what looks like a leak, as text or JSON.
+
+        Raises:
+            ValueError: There is no such format.
+        """
+
+    def trace_origins(self, on: bool) -> None:
+        """Remember where tasks are created from now on, or do so no more."""
+
     def cancel(self, number: int, reason: str) -> bool:
         """Cancel one unit of work; False where there is none of that number that can be cancelled."""
 
@@ -180,13 +190,20 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
                     "/readyz": self._readyz,
                     "/metrics": self._metrics,
                     "/drain": self._guarded(self._get_drain),
-                    "/debug/tasks": self._guarded(self._tasks),
+                    "/debug/tasks": self._guarded(lambda query: self._text_or_json(view.dump, query)),
+                    "/debug/leaks": self._guarded(lambda query: self._text_or_json(view.leaks_view, query)),
                     "/debug/limits": self._guarded(self._limits),
                 }
             )
 
         def do_POST(self) -> None:
-            self._route({"/drain": self._guarded(self._start), "/debug/limits": self._guarded(self._change_limits)})
+            self._route(
+                {
+                    "/drain": self._guarded(self._start),
+                    "/debug/leaks": self._guarded(self._trace),
+                    "/debug/limits": self._guarded(self._change_limits),
+                }
+            )
 
         def do_DELETE(self) -> None:
             self._route({"/drain": self._guarded(self._undrain), "/debug/tasks": self._with_token(self._cancel)})
@@ -266,14 +283,21 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
             back = view.request_undrain()
             self._json(HTTPStatus.OK if back else HTTPStatus.CONFLICT, view.drain_view())
 
-        def _tasks(self, query: Mapping[str, str]) -> None:
+        def _text_or_json(self, look: Callable[[Mapping[str, str]], str], query: Mapping[str, str]) -> None:
             try:
-                text = view.dump(query)
+                text = look(query)
             except ValueError as error:
                 self._text(HTTPStatus.BAD_REQUEST, f"{error}\n")
                 return
             kind = "application/json" if query.get("format") == "json" else "text/plain; charset=utf-8"
             self._send(HTTPStatus.OK, text, kind)
+
+        def _trace(self, query: Mapping[str, str]) -> None:
+            if query.get("origins") not in {"on", "off"}:
+                self._text(HTTPStatus.BAD_REQUEST, f"origins: must be on or off, not {query.get('origins', '')!r}\n")
+                return
+            view.trace_origins(query["origins"] == "on")
+            self._json(HTTPStatus.ACCEPTED, {"origins": query["origins"]})
 
         def _cancel(self, query: Mapping[str, str]) -> None:
             number = query.get("id", "")

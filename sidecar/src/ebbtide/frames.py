@@ -88,8 +88,19 @@ def key_of(frames: Sequence[FrameType]) -> tuple[int, ...]:
 def place_of(stack: Stack) -> str:
     """Return the innermost line that is the application's or a package's; where there is none, the innermost one."""
     for step in reversed(stack):
-        file = step.code.co_filename
-        standard = file.startswith(STANDARD) and not any(folder in file for folder in PACKAGES)
-        if not standard and not file.startswith((OWN, "<frozen")):
+        if not _is_standard(step.code.co_filename):
             return str(step)
     return str(stack[-1]) if stack else "no frame"
+
+
+def is_applications(code: CodeType) -> bool:
+    """Say whether code is the application's: no package's, not of the standard library, and not ours."""
+    file = code.co_filename
+    return not any(folder in file for folder in PACKAGES) and not _is_standard(file)
+
+
+def _is_standard(file: str) -> bool:
+    """Say whether a file is of the standard library, or ours."""
+    if any(folder in file for folder in PACKAGES):
+        return file.startswith(OWN)
+    return file.startswith((STANDARD, OWN, "<frozen"))

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -16,13 +16,14 @@ from typing import Any, Self
 from ebbtide import watchdog
 from ebbtide.admin import AdminServer
 from ebbtide.agent import Agent
-from ebbtide.byid import ById
 from ebbtide.cancelling import call_in, cancel_everywhere
+from ebbtide.care import Care
 from ebbtide.conductor import PATROL_S, Conductor
 from ebbtide.environment import CA, ENDPOINTS, EXIT_MARGIN_S
 from ebbtide.errors import NotRunning
 from ebbtide.exposition import Numbers
 from ebbtide.hooks import Hook, Hooks
+from ebbtide.leakwatch import LeakWatch
 from ebbtide.limits import Limits
 from ebbtide.machine import (
     AbandonTasks,
@@ -59,7 +60,7 @@ logger = logging.getLogger("ebbtide")
 FINAL_REPORT_S = 1.0
 
 
-class Runtime(ById):
+class Runtime(Care):
     """Know every task of the process, and bring it to an orderly end.
 
     ```python
@@ -97,8 +98,15 @@ class Runtime(ById):
         self._drain_hooks = Hooks("drain")
         self._exit_hooks = Hooks("exit")
         self._trend = TrendWatch(PATROL_S)
+        self._leaks = LeakWatch(self._registry, self._settings)
         hooks = (self._drain_hooks, self._exit_hooks)
-        self._views = Views(self._registry, lambda: self._conductor.machine, hooks, lambda: self._trend.trend)
+        self._views = Views(
+            self._registry,
+            lambda: self._conductor.machine,
+            hooks,
+            lambda: self._trend.trend,
+            lambda: self._leaks.counts,
+        )
         self._running_hooks: set[asyncio.Task[None]] = set()
         self.admin_port: int | None = None
         """Port of the admin server; None before the start, and where it could not listen."""
@@ -113,6 +121,7 @@ class Runtime(ById):
             raise NotRunning("a runtime runs once; make a new one")
         self._loop = asyncio.get_running_loop()
         self._registry.settle(self._loop)
+        self._leaks.settle()
         for problem in self._settings.problems:
             logger.warning("ebbtide: %s", problem)
         self._conductor.start()
@@ -132,6 +141,7 @@ class Runtime(ById):
         """
         crashed = error is not None and not isinstance(error, asyncio.CancelledError)
         async with AsyncExitStack() as last:
+            last.callback(self._leaks.stop)
             last.callback(self._conductor.stop)
             last.push_async_callback(in_daemon_thread, self._admin.stop)
             last.callback(self._signals.uninstall)
@@ -247,37 +257,6 @@ class Runtime(ById):
         """Return the drain as JSON."""
         return self._views.drain()
 
-    def tasks(self) -> Sequence[Mapping[str, Any]]:
-        """Return every task in flight, in the order of admission."""
-        return self._views.tasks()
-
-    def dump(self, query: Mapping[str, str] | None = None) -> str:
-        """Return what is in flight, grouped by where it waits.
-
-        Call it in a thread other than the loop's where there is a lot: a hundred thousand tasks take some hundred
-        milliseconds.
-
-        Args:
-            query: As for `/debug/tasks`: `format` (`text`, `json`, `collapsed`), `scope`, `state`, `kind`, `name`,
-                `older` (seconds), `limit`.
-
-        Raises:
-            ValueError: A parameter cannot be used; the message names it.
-        """
-        return self._views.dump(query or {})
-
-    def limits_view(self) -> Sequence[Mapping[str, Any]]:
-        """Return the limits of the process and of every scope, and how much of them is used."""
-        return self._views.limits()
-
-    def change_limits(self, scope: str, texts: Mapping[str, str]) -> Mapping[str, Any]:
-        """Change limits by name, from any thread; an empty scope stands for the process.
-
-        Raises:
-            ValueError: There is no such scope or limit, or its value cannot be used; the message names it.
-        """
-        return self._views.change_limits(scope, texts)
-
     def sample(self) -> Numbers:
         """Return what is counted, for the metrics."""
         return self._views.numbers(None if self._agent is None else self._agent.connected)
@@ -338,6 +317,7 @@ class Runtime(ById):
 
     def _patrol(self) -> None:
         self._trend.sample(len(self._registry))
+        self._leaks.patrol()
         displaced = self._signals.displaced
         if displaced and displaced != self._displaced:
             logger.warning(

@@ -26,15 +26,22 @@ class Views:
         machine: Returns its state.
         hooks: Whose last runs are shown.
         trend: Returns what the number of tasks does.
+        leaks: Returns how many are suspected to be leaks, by rule.
     """
 
     def __init__(
-        self, registry: Registry, machine: Callable[[], Machine], hooks: Sequence[Hooks], trend: Callable[[], Trend]
+        self,
+        registry: Registry,
+        machine: Callable[[], Machine],
+        hooks: Sequence[Hooks],
+        trend: Callable[[], Trend],
+        leaks: Callable[[], Mapping[str, int]],
     ) -> None:
         self._registry = registry
         self._machine = machine
         self._hooks = hooks
         self._trend = trend
+        self._leaks = leaks
         self._boot_id = uuid4().hex
 
     def report(self, sequence: int, phase_revision: int) -> Report:
@@ -124,6 +131,7 @@ class Views:
             late_arrivals=self._registry.late_arrivals,
             store_connected=store_connected,
             trend=self._trend(),
+            leaks=self._leaks(),
             restarts=self._registry.restarts,
             refusals=self._registry.refusals,
             max_tasks=self._registry.gate.limits.max_tasks,

@@ -22,6 +22,7 @@ class View:
         self.asked: list[tuple[Source, bool]] = []
         self.returns = True
         self.lives = True
+        self.traced: list[bool] = []
         self.cancelled: list[tuple[int, str]] = []
 
     @property
@@ -38,6 +39,14 @@ class View:
         if "state" in query:
             raise ValueError(f"state: not {query['state']!r}")
         return json.dumps({"asked": query})
+
+    def leaks_view(self, query: Mapping[str, str]) -> str:
+        if query.get("format") == "xml":
+            raise ValueError("format: must be text or json, not 'xml'")
+        return json.dumps({"asked": query})
+
+    def trace_origins(self, on: bool) -> None:
+        self.traced.append(on)
 
     def cancel(self, number: int, reason: str) -> bool:
         self.cancelled.append((number, reason))
@@ -228,3 +237,13 @@ def test_an_id_that_is_none_is_named(view: View, guarded: Client, query: str) ->
     status, text = guarded.ask("DELETE", f"/debug/tasks{query}", "secret")
     assert (status, text.startswith("id: must be")) == (400, True)
     assert not view.cancelled
+
+
+def test_leaks_are_shown_and_origins_are_switched(view: View, client: Client, guarded: Client) -> None:
+    assert json.loads(client.ask("GET", "/debug/leaks?format=json")[1]) == {"asked": {"format": "json"}}
+    assert client.ask("GET", "/debug/leaks?format=xml") == (400, "format: must be text or json, not 'xml'\n")
+    assert client.ask("POST", "/debug/leaks?origins=on")[0] == 202
+    assert client.ask("POST", "/debug/leaks?origins=off")[0] == 202
+    assert client.ask("POST", "/debug/leaks?origins=maybe") == (400, "origins: must be on or off, not 'maybe'\n")
+    assert view.traced == [True, False]
+    assert guarded.ask("GET", "/debug/leaks")[0] == 401
