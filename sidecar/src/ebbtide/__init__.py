@@ -7,12 +7,14 @@ from typing import Any
 from ebbtide.drainreport import DrainReport
 from ebbtide.entries import Entry
 from ebbtide.errors import EbbtideError, NotRunning, Refused, StartFailed, TimedOut
+from ebbtide.findings import Finding
 from ebbtide.limits import Admission, Limits
 from ebbtide.protection import protect
 from ebbtide.protocol import PodState
-from ebbtide.restarts import Restart
+from ebbtide.registry import heartbeat
+from ebbtide.restarts import OnCrash, Restart
 from ebbtide.runtime import Runtime
-from ebbtide.scope import OnCrash, Scope
+from ebbtide.scope import Scope
 from ebbtide.settings import Settings
 from ebbtide.startup import Stage
 
@@ -21,6 +23,7 @@ __all__ = [
     "DrainReport",
     "EbbtideError",
     "Entry",
+    "Finding",
     "Limits",
     "NotRunning",
     "OnCrash",
@@ -33,6 +36,7 @@ __all__ = [
     "Stage",
     "StartFailed",
     "TimedOut",
+    "heartbeat",
     "protect",
 ]
 

@@ -60,6 +60,19 @@ class AdminView(Protocol):
             ValueError: The message names the parameter that cannot be used.
         """
 
+    def leaks_view(self, query: Mapping[str, str]) -> str:
+        """Return what looks like a leak, as text or JSON.
+
+        Raises:
+            ValueError: There is no such format.
+        """
+
+    def trace_origins(self, on: bool) -> None:
+        """Remember where tasks are created from now on, or do so no more."""
+
+    def cancel(self, number: int, reason: str) -> bool:
+        """Cancel one unit of work; False where there is none of that number that can be cancelled."""
+
     def request_drain(self, source: Source, text: str, *, leave: bool) -> None:
         """Start a drain; `leave`: exit once drained."""
 
@@ -181,16 +194,23 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
                     "/metrics": self._metrics,
                     "/drain": self._guarded(self._get_drain),
                     "/debug/drain": self._guarded(self._drain_report),
-                    "/debug/tasks": self._guarded(self._tasks),
+                    "/debug/tasks": self._guarded(lambda query: self._text_or_json(view.dump, query)),
+                    "/debug/leaks": self._guarded(lambda query: self._text_or_json(view.leaks_view, query)),
                     "/debug/limits": self._guarded(self._limits),
                 }
             )
 
         def do_POST(self) -> None:
-            self._route({"/drain": self._guarded(self._start), "/debug/limits": self._guarded(self._change_limits)})
+            self._route(
+                {
+                    "/drain": self._guarded(self._start),
+                    "/debug/leaks": self._guarded(self._trace),
+                    "/debug/limits": self._guarded(self._change_limits),
+                }
+            )
 
         def do_DELETE(self) -> None:
-            self._route({"/drain": self._guarded(self._undrain)})
+            self._route({"/drain": self._guarded(self._undrain), "/debug/tasks": self._with_token(self._cancel)})
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
             logger.debug("ebbtide: admin " + format, *args)  # noqa: G003 (the base class's format)
@@ -217,6 +237,14 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
                 return action
             return lambda _query: self._text(
                 HTTPStatus.FORBIDDEN, "without EBBTIDE_ADMIN_TOKEN only callers on this machine may ask\n"
+            )
+
+        def _with_token(self, action: Callable[[Mapping[str, str]], None]) -> Callable[[Mapping[str, str]], None]:
+            # Every container of a pod is on its loopback: that is enough for looking, and for nothing that ends work.
+            if token:
+                return self._guarded(action)
+            return lambda _query: self._text(
+                HTTPStatus.FORBIDDEN, "only with a token: set EBBTIDE_ADMIN_TOKEN, and send it as a bearer token\n"
             )
 
         def _livez(self, _query: Mapping[str, str]) -> None:
@@ -266,14 +294,29 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
             else:
                 self._json(HTTPStatus.OK, report)
 
-        def _tasks(self, query: Mapping[str, str]) -> None:
+        def _text_or_json(self, look: Callable[[Mapping[str, str]], str], query: Mapping[str, str]) -> None:
             try:
-                text = view.dump(query)
+                text = look(query)
             except ValueError as error:
                 self._text(HTTPStatus.BAD_REQUEST, f"{error}\n")
                 return
             kind = "application/json" if query.get("format") == "json" else "text/plain; charset=utf-8"
             self._send(HTTPStatus.OK, text, kind)
+
+        def _trace(self, query: Mapping[str, str]) -> None:
+            if query.get("origins") not in {"on", "off"}:
+                self._text(HTTPStatus.BAD_REQUEST, f"origins: must be on or off, not {query.get('origins', '')!r}\n")
+                return
+            view.trace_origins(query["origins"] == "on")
+            self._json(HTTPStatus.ACCEPTED, {"origins": query["origins"]})
+
+        def _cancel(self, query: Mapping[str, str]) -> None:
+            number = query.get("id", "")
+            if not number.isdecimal():
+                self._text(HTTPStatus.BAD_REQUEST, f"id: must be the id of a task in flight, not {number!r}\n")
+                return
+            found = view.cancel(int(number), query.get("reason", ""))
+            self._json(HTTPStatus.ACCEPTED if found else HTTPStatus.NOT_FOUND, {"id": int(number), "cancelled": found})
 
         def _limits(self, _query: Mapping[str, str]) -> None:
             self._json(HTTPStatus.OK, {"limits": list(view.limits_view())})

@@ -42,6 +42,20 @@ def cancel_here(registry: Registry, chosen: Sequence[Live], reason: str) -> None
     _cancel(registry, _tasks_of(chosen), reason, registry.grace_s)
 
 
+def cancel_by_id(registry: Registry, number: int, reason: str) -> bool:
+    """Cancel one entry, from any thread; False where none of that number is in flight, or it is work in a thread.
+
+    One that was cancelled and still cleans up is left to that.
+    """
+    item = registry.live.get(number)
+    task = None if item is None else task_of(item)
+    # A task is done one turn of the loop before its end is counted and its entry goes.
+    if item is None or task is None or task.done():
+        return False
+    cancel_everywhere(registry, [item], reason, registry.grace_s)
+    return True
+
+
 def call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
     """Call a function in a loop's thread; a loop that is closed has nothing left to call it for."""
     try:

@@ -188,7 +188,7 @@ def _dump(registry: Registry, question: Question) -> Dump:
         if len(group.examples) < EXAMPLES:
             group.examples.append(name_of(item))
         if len(tasks) < most_tasks:
-            tasks.append(_task_as_json(item, age_s, state, place_of(stack), registry.state_of(item.number)))
+            tasks.append(_task_as_json(item, age_s, state, place_of(stack), registry.state_of(item, now)))
     largest_first = sorted(groups.values(), key=lambda group: -group.count)
     return Dump(question, len(entries), matching, largest_first, tasks)
 

@@ -78,7 +78,10 @@ class EntryView:
     meta: Mapping[str, Any] | None
     age_s: float
     state: str
-    """`running`, `cancelling` (it was cancelled and has not ended) or `abandoned` (nobody waits for it any more)."""
+    """`running`, `stale` (its heartbeats are missing), `cancelling` (it was cancelled and has not ended) or `abandoned`
+    (nobody waits for it any more)."""
+    heartbeat_age_s: float | None
+    """Seconds since it last said that it is alive; None where its scope wants no heartbeats."""
 
 
 def name_of(item: Live) -> str:

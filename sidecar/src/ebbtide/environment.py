@@ -34,6 +34,12 @@ BREAKER_PAUSE = "EBBTIDE_BREAKER_PAUSE_S"
 ADMISSION = "EBBTIDE_ADMISSION"
 """`refuse`, `wait` or `shed`."""
 ADMISSION_WAIT = "EBBTIDE_ADMISSION_WAIT_S"
+LEAK_AGE = "EBBTIDE_LEAK_AGE_S"
+"""Age below which work is not suspected to be a leak, except for missing heartbeats and swallowed cancels."""
+LEAK_IGNORE = "EBBTIDE_LEAK_IGNORE"
+"""Comma-separated patterns of names of tasks or functions that may run outside any scope."""
+ORIGINS = "EBBTIDE_ORIGINS"
+"""`1`: remember where tasks are created."""
 
 ADMIN_PORT = 8471
 TOKEN_AUDIENCE = "ebbtide"  # noqa: S105 (a name)
@@ -42,5 +48,6 @@ TOKEN_MOUNT = "/var/run/secrets/ebbtide.dev"  # noqa: S105 (a path)
 DEFAULT_QUIESCE_S = 5.0
 DEFAULT_DRAIN_TIMEOUT_S = 60.0
 DEFAULT_CANCEL_GRACE_S = 10.0
+DEFAULT_LEAK_AGE_S = 60.0
 EXIT_MARGIN_S = 5.0
 """Seconds between the end of the drain budget and the kubelet's SIGKILL: time for stop hooks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ebbtide.leakrules import Rule
 from ebbtide.protocol import TASK_OUTCOMES, PodState
 from ebbtide.trend import Shape, Trend
 
@@ -27,6 +28,8 @@ class Numbers:
     hook_failures: int = 0
     trend: Trend = field(default_factory=lambda: Trend(Shape.NORMAL, 0.0))
     """What the number of tasks does."""
+    leaks: Mapping[str, int] = field(default_factory=dict)
+    """Work that is suspected to be a leak, by rule."""
     restarts: int = 0
     """How often supervised work was started again after a crash."""
     refusals: Mapping[str, int] = field(default_factory=dict)
@@ -79,6 +82,9 @@ def render(numbers: Numbers) -> str:
     families.append(("ebbtide_tasks_trend", "gauge", text, shapes))
     text = "Tasks per second by which the least number of tasks rises, over ten minutes."
     families.append(("ebbtide_tasks_growth_per_second", "gauge", text, [("", numbers.trend.growth_per_s)]))
+    text = "Work in flight that is suspected to be a leak, by the rule that it falls under."
+    by_rule: list[tuple[str, float]] = [(f'{{rule="{rule}"}}', numbers.leaks.get(rule, 0)) for rule in Rule]
+    families.append(("ebbtide_leaks_suspected", "gauge", text, by_rule))
     text = "Times that supervised work was started again after a crash."
     families.append(("ebbtide_restarts_total", "counter", text, [("", numbers.restarts)]))
     text = "Tasks that were not admitted, by reason."

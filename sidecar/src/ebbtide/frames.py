@@ -37,6 +37,14 @@ def all_threads() -> dict[int, FrameType]:
     return sys._current_frames()  # noqa: SLF001 (documented, for debuggers)
 
 
+def caller() -> Step | None:
+    """Return the line that called into the library; None where nobody did."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 (documented)
+    while frame is not None and frame.f_code.co_filename.startswith(OWN):
+        frame = frame.f_back
+    return None if frame is None else Step(frame.f_code, frame.f_lineno or 0)
+
+
 def frames_of_task(task: asyncio.Task[Any]) -> list[FrameType]:
     """Return the frames of a task, the outermost first; none where Python can see none."""
     frames: list[FrameType] = []
@@ -80,8 +88,19 @@ def key_of(frames: Sequence[FrameType]) -> tuple[int, ...]:
 def place_of(stack: Stack) -> str:
     """Return the innermost line that is the application's or a package's; where there is none, the innermost one."""
     for step in reversed(stack):
-        file = step.code.co_filename
-        standard = file.startswith(STANDARD) and not any(folder in file for folder in PACKAGES)
-        if not standard and not file.startswith((OWN, "<frozen")):
+        if not _is_standard(step.code.co_filename):
             return str(step)
     return str(stack[-1]) if stack else "no frame"
+
+
+def is_applications(code: CodeType) -> bool:
+    """Say whether code is the application's: no package's, not of the standard library, and not ours."""
+    file = code.co_filename
+    return not any(folder in file for folder in PACKAGES) and not _is_standard(file)
+
+
+def _is_standard(file: str) -> bool:
+    """Say whether a file is of the standard library, or ours."""
+    if any(folder in file for folder in PACKAGES):
+        return file.startswith(OWN)
+    return file.startswith((STANDARD, OWN, "<frozen"))

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import Self
+from typing import Self, TypeVar
+
+Number = TypeVar("Number", int, float)
 
 MAX_TASKS = 1000
 TASKS_PER_S = 200.0
@@ -92,10 +94,10 @@ class Limits:
         """
         slower = self if _less(self.rate_per_s, parent.rate_per_s) else parent
         return Limits(
-            max_tasks=_tighter(self.max_tasks, parent.max_tasks),
+            max_tasks=tighter(self.max_tasks, parent.max_tasks),
             rate_per_s=slower.rate_per_s,
             burst=slower.burst,
-            breaker_timeouts=_tighter(self.breaker_timeouts, parent.breaker_timeouts),
+            breaker_timeouts=tighter(self.breaker_timeouts, parent.breaker_timeouts),
             breaker_pause_s=parent.breaker_pause_s if self.breaker_pause_s is None else self.breaker_pause_s,
             admission=parent.admission if self.admission is None else self.admission,
             wait_s=parent.wait_s if self.wait_s is None else self.wait_s,
@@ -277,5 +279,6 @@ def _less(one: float | None, other: float | None) -> bool:
     return one is not None and (other is None or one < other)
 
 
-def _tighter(one: int | None, other: int | None) -> int | None:
+def tighter(one: Number | None, other: Number | None) -> Number | None:
+    """Return the smaller of two limits; None: no limit."""
     return one if _less(one, other) else other

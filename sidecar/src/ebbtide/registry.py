@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from time import monotonic
@@ -22,6 +23,7 @@ from ebbtide.admission import DRAINING, WHY, Gate
 from ebbtide.entries import EntryView, Live, ManagedTask, current_entry, kind_of, name_of, where
 from ebbtide.environment import DEFAULT_CANCEL_GRACE_S
 from ebbtide.errors import Refused
+from ebbtide.leakrules import missed
 from ebbtide.limits import Limits
 from ebbtide.protocol import TASK_OUTCOMES
 
@@ -35,11 +37,32 @@ RESTARTED = "restarted"
 CANCELLED = "cancelling"
 ABANDONED = "abandoned"
 
+STALE = "stale"
+
 MOST_NAMED = 20
 
 FEW = 64
 SAMPLED = 0b111
 """With more than `FEW` in flight, only tasks whose number has none of these bits tell how long they took."""
+
+
+_numbers = itertools.count(1)
+"""Of the process, not of one registry: an entry's number then says whose it is."""
+_known: tuple[weakref.ref[Registry], ...] = ()
+
+
+def heartbeat() -> None:
+    """Say that the unit of work that runs here is alive; cheap, from any thread.
+
+    Work of a scope with `heartbeat_s` is stale while it has been silent for three times as long. A helper task that it
+    started itself speaks for it. Outside of any work nothing happens.
+    """
+    number = current_entry.get()
+    if number:
+        for reference in _known:
+            registry = reference()
+            if registry is not None and number in registry.live:
+                registry.beats[number] = monotonic()
 
 
 class Registry:
@@ -67,7 +90,7 @@ class Registry:
         self.grace_s = grace_s
         self.live: dict[int, Live | None] = {}
         self.blocks: set[int] = set()
-        self.numbers = itertools.count(1)
+        self.numbers = _numbers
         self.intake_open = True
         self.home = 0
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -89,6 +112,10 @@ class Registry:
         """Called with each end and its outcome, from whatever thread; usual ends only once intake is closed."""
         self.gate = Gate(self, limits or Limits())
         self.bucket = self.gate.bucket
+        self.beats: dict[int, float] = {}
+        """When entries last said that they are alive, monotonic seconds, by number; some may have ended meanwhile."""
+        global _known  # noqa: PLW0603 (replaced as a whole: it is read in other threads)
+        _known = (*(reference for reference in _known if reference() is not None), weakref.ref(self))
 
     def __len__(self) -> int:
         return len(self.live)
@@ -262,16 +289,35 @@ class Registry:
                 scope=item.scope.name,
                 meta=item.meta,
                 age_s=now - item.started_at,
-                state=self.state_of(item.number),
+                state=self.state_of(item, now),
+                heartbeat_age_s=self.beat_age_s(item, now),
             )
             for item in self.entries()
         ]
 
-    def state_of(self, number: int) -> str:
-        """Return `running`, `cancelling` or `abandoned`."""
-        if number in self.abandoned:
+    def state_of(self, item: Live, now: float) -> str:
+        """Return `running`, `stale` (its heartbeats are missing), `cancelling` or `abandoned`."""
+        if item.number in self.abandoned:
             return ABANDONED
-        return CANCELLED if number in self.marks else "running"
+        if item.number in self.marks:
+            return CANCELLED
+        return STALE if missed(item.scope.heartbeat_s, self.beat_age_s(item, now)) else "running"
+
+    def beat_age_s(self, item: Live, now: float) -> float | None:
+        """Return the seconds since an entry last said that it is alive, at its start for the first time.
+
+        None where it promised no heartbeats and sent none.
+        """
+        beat_at = self.beats.get(item.number)
+        if beat_at is None and item.scope.heartbeat_s is None:
+            return None
+        return now - (item.started_at if beat_at is None else beat_at)
+
+    def forget_beats(self) -> None:
+        """Let go of the heartbeats of what has ended: once in a while, since doing it at each end would cost more."""
+        for number in list(self.beats):
+            if number not in self.live:
+                self.beats.pop(number, None)
 
     def _total(self, outcome: str) -> int:
         count = self._tally[outcome] + self._elsewhere[outcome]

@@ -1,14 +1,24 @@
-"""When to try again what crashed: rules without a clock; `now` is monotonic seconds."""
+"""What a crash does to others, and when to try again what crashed: rules without a clock; `now` is in seconds."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from dataclasses import dataclass
+from enum import StrEnum
 
 POWERS = 64
 LARGE = 1e4
 """With it, the power of `POWERS` is still a number."""
+
+
+class OnCrash(StrEnum):
+    """What a crash does to the rest of its scope. What crashes is logged once and counted in either case."""
+
+    ISOLATE = "isolate"
+    """Nothing: neighbours go on."""
+    PROPAGATE = "propagate"
+    """Everything in the scope and inside it is cancelled; then the scope around it does what its own policy says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,13 +7,14 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
 from ebbtide.admin import AdminServer
 from ebbtide.agent import Agent
+from ebbtide.care import Care
 from ebbtide.conductor import PATROL_S, Conductor
 from ebbtide.drainreport import DrainReport
 from ebbtide.drainwatch import DrainWatch
@@ -22,6 +23,7 @@ from ebbtide.environment import CA, ENDPOINTS
 from ebbtide.errors import NotRunning
 from ebbtide.exposition import Numbers
 from ebbtide.hooks import HOOK_S, Hook, Hooks
+from ebbtide.leakwatch import LeakWatch
 from ebbtide.limits import Limits
 from ebbtide.machine import (
     DrainRequested,
@@ -37,7 +39,8 @@ from ebbtide.machine import (
 )
 from ebbtide.protocol import PodState
 from ebbtide.registry import Registry
-from ebbtide.scope import OnCrash, Scope, child_scope
+from ebbtide.restarts import OnCrash
+from ebbtide.scope import Scope, child_scope
 from ebbtide.settings import Settings
 from ebbtide.signals import Signals
 from ebbtide.startup import START_S, Stage, Start, StartUp
@@ -49,7 +52,7 @@ from ebbtide.watchdog import Watchdog
 logger = logging.getLogger("ebbtide")
 
 
-class Runtime:
+class Runtime(Care):
     """Know every task of the process, and bring it to an orderly end.
 
     ```python
@@ -97,11 +100,13 @@ class Runtime:
         self._agent: Agent | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._trend = TrendWatch(PATROL_S)
+        self._leaks = LeakWatch(self._registry, self._settings)
         self._views = Views(
             self._registry,
             lambda: self._conductor.machine,
             hooks,
             lambda: self._trend.trend,
+            lambda: self._leaks.counts,
             self._drain_watch.report,
         )
         self.admin_port: int | None = None
@@ -118,6 +123,7 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         self._registry.settle(self._loop)
         self._effects.settle(self._loop)
+        self._leaks.settle()
         for problem in self._settings.problems:
             logger.warning("ebbtide: %s", problem)
         self._conductor.start()
@@ -142,6 +148,7 @@ class Runtime:
         """
         crashed = error is not None and not isinstance(error, asyncio.CancelledError)
         async with AsyncExitStack() as last:
+            last.callback(self._leaks.stop)
             last.callback(self._conductor.stop)
             last.push_async_callback(in_daemon_thread, self._admin.stop)
             last.callback(self._signals.uninstall)
@@ -158,6 +165,7 @@ class Runtime:
         timeout_s: float | None = None,
         limits: Limits | None = None,
         on_crash: OnCrash | None = None,
+        heartbeat_s: float | None = None,
     ) -> Scope:
         """Return the scope of that name.
 
@@ -166,11 +174,12 @@ class Runtime:
             timeout_s: Limits each of its tasks, in seconds.
             limits: How much it may start; the process's limits hold as well.
             on_crash: What a crash does to the rest of the scope; None: nothing.
+            heartbeat_s: How often its work promises to call `ebbtide.heartbeat`, in seconds; None: never.
 
         Raises:
             ValueError: It is in use with other limits.
         """
-        return child_scope(self._scopes, self._registry, name, timeout_s, None, limits, on_crash)
+        return child_scope(self._scopes, self._registry, name, timeout_s, None, limits, on_crash, heartbeat_s)
 
     @property
     def limits(self) -> Limits:
@@ -285,37 +294,6 @@ class Runtime:
         report = self.drain_report()
         return None if report is None else report.as_json()
 
-    def tasks(self) -> Sequence[Mapping[str, Any]]:
-        """Return every task in flight, in the order of admission."""
-        return self._views.tasks()
-
-    def dump(self, query: Mapping[str, str] | None = None) -> str:
-        """Return what is in flight, grouped by where it waits.
-
-        Call it in a thread other than the loop's where there is a lot: a hundred thousand tasks take some hundred
-        milliseconds.
-
-        Args:
-            query: As for `/debug/tasks`: `format` (`text`, `json`, `collapsed`), `scope`, `state`, `kind`, `name`,
-                `older` (seconds), `limit`.
-
-        Raises:
-            ValueError: A parameter cannot be used; the message names it.
-        """
-        return self._views.dump(query or {})
-
-    def limits_view(self) -> Sequence[Mapping[str, Any]]:
-        """Return the limits of the process and of every scope, and how much of them is used."""
-        return self._views.limits()
-
-    def change_limits(self, scope: str, texts: Mapping[str, str]) -> Mapping[str, Any]:
-        """Change limits by name, from any thread; an empty scope stands for the process.
-
-        Raises:
-            ValueError: There is no such scope or limit, or its value cannot be used; the message names it.
-        """
-        return self._views.change_limits(scope, texts)
-
     def sample(self) -> Numbers:
         """Return what is counted, for the metrics."""
         return self._views.numbers(None if self._agent is None else self._agent.connected)
@@ -383,6 +361,7 @@ class Runtime:
 
     def _patrol(self) -> None:
         self._trend.sample(len(self._registry))
+        self._leaks.patrol()
         displaced = self._signals.displaced
         if displaced and displaced != self._displaced:
             logger.warning(

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from contextvars import Context, copy_context
-from enum import StrEnum
 from functools import partial
 from threading import get_ident
 from time import monotonic
@@ -27,10 +26,11 @@ from ebbtide.entries import (
     task_of,
 )
 from ebbtide.errors import Refused
-from ebbtide.limits import Admission, Limits
+from ebbtide.frames import Step, caller
+from ebbtide.limits import Admission, Limits, tighter
 from ebbtide.registry import Registry
-from ebbtide.restarts import Restart
-from ebbtide.starting import start
+from ebbtide.restarts import OnCrash, Restart
+from ebbtide.starting import adopt, start
 from ebbtide.supervision import supervised
 from ebbtide.threads import in_thread
 
@@ -45,15 +45,6 @@ REMEMBERED = 200
 _set_current = current_entry.set
 
 
-class OnCrash(StrEnum):
-    """What a crash does to the rest of its scope. What crashes is logged once and counted in either case."""
-
-    ISOLATE = "isolate"
-    """Nothing: neighbours go on."""
-    PROPAGATE = "propagate"
-    """Everything in the scope and inside it is cancelled; then the scope around it does what its own policy says."""
-
-
 class Scope:
     """Where work starts. Get one from `Runtime.scope`, and narrower ones from its own `scope`.
 
@@ -62,6 +53,9 @@ class Scope:
         timeout_s: Limit for each task; the tightest of the scope, its parents and the call counts. None: no limit.
         on_crash: What a crash does to the rest of the scope.
         failure: What crashed first; stays None where crashes are isolated.
+        heartbeat_s: How often work of this scope promises to call `ebbtide.heartbeat`, in seconds; None: never.
+        opened_by: Number of the entry that made it, as long as nobody else asked for it; 0: no entry.
+        opened_at: Where it was made.
         registry: What is in flight.
         durations: Seconds that work of this scope took which finished lately.
     """
@@ -74,11 +68,15 @@ class Scope:
         parent: Scope | None = None,
         limits: Limits | None = None,
         on_crash: OnCrash | None = None,
+        heartbeat_s: float | None = None,
     ) -> None:
         self.name = name
+        self.heartbeat_s: float | None = parent.heartbeat_s if heartbeat_s is None and parent else heartbeat_s
+        self.opened_by = current_entry.get()
+        self.opened_at: Step | None = caller()
         self.on_crash = OnCrash.ISOLATE if on_crash is None else OnCrash(on_crash)
         self.failure: BaseException | None = None
-        self.timeout_s: float | None = timeout_s if parent is None else _tighter(timeout_s, parent.timeout_s)
+        self.timeout_s: float | None = timeout_s if parent is None else tighter(timeout_s, parent.timeout_s)
         self.durations: deque[float] = deque(maxlen=REMEMBERED)
         self.gate: Gate = Gate(registry, limits or Limits(), registry.gate if parent is None else parent.gate, name)
         self.registry = registry
@@ -96,13 +94,16 @@ class Scope:
         timeout_s: float | None = None,
         limits: Limits | None = None,
         on_crash: OnCrash | None = None,
+        heartbeat_s: float | None = None,
     ) -> Scope:
         """Return the scope of that name inside this one: cancelled with it, its limits no looser.
+
+        Arguments as for `Runtime.scope`; without `heartbeat_s` that of this scope holds.
 
         Raises:
             ValueError: It is in use with other limits.
         """
-        return child_scope(self._children, self.registry, name, timeout_s, self, limits, on_crash)
+        return child_scope(self._children, self.registry, name, timeout_s, self, limits, on_crash, heartbeat_s)
 
     @property
     def limits(self) -> Limits:
@@ -182,7 +183,7 @@ class Scope:
             except Refused:
                 coroutine.close()
                 raise
-        limit_s = _tighter(timeout_s, self.timeout_s)
+        limit_s = tighter(timeout_s, self.timeout_s)
         return start(self, number, now, coroutine, name, meta, limit_s, context)
 
     async def submit(
@@ -214,10 +215,10 @@ class Scope:
         except BaseException:
             coroutine.close()
             raise
-        limit_s = _tighter(timeout_s, self.timeout_s)
+        limit_s = tighter(timeout_s, self.timeout_s)
         return start(self, number, monotonic(), coroutine, name, meta, limit_s, context)
 
-    def _enter(self) -> int:
+    def enter(self) -> int:
         """Let an entry in and return its number; raise Refused where it is not admitted."""
         number = next(self.registry.numbers)
         self.registry.live[number] = None
@@ -268,8 +269,8 @@ class Scope:
         Raises:
             Refused: As for `spawn`.
         """
-        number = self._enter()
-        limit_s = _tighter(timeout_s, self.timeout_s)
+        number = self.enter()
+        limit_s = tighter(timeout_s, self.timeout_s)
         running = supervised(self.registry, number, function, restart or Restart(), limit_s)
         # The limit is one of each run, not of all of them together.
         return start(self, number, monotonic(), running, name, meta, None, None)
@@ -290,7 +291,23 @@ class Scope:
         Raises:
             Refused: The process drains.
         """
-        return in_thread(self, self._enter(), partial(function, *args, **kwargs))
+        return in_thread(self, self.enter(), partial(function, *args, **kwargs))
+
+    def adopt(self, task: asyncio.Task[Any], *, name: str | None = None, meta: Mapping[str, Any] | None = None) -> int:
+        """Count a task that somebody else made as work in flight, and return its id; in the thread of its loop.
+
+        Its own context stays as it is: what it starts itself is no part of it, and `heartbeat` in it is nobody's.
+
+        Args:
+            task: Any asyncio task that has not ended.
+            name: For people; None: the task's own.
+            meta: As for `spawn`.
+
+        Raises:
+            Refused: As for `spawn`; the task goes on, uncounted.
+            ValueError: The task was started by `spawn`, or has ended.
+        """
+        return adopt(self, task, name, meta)
 
     def cancel(self, reason: str) -> int:
         """Cancel everything that this scope and those inside it started; return how much that is.
@@ -352,13 +369,18 @@ def child_scope(
     parent: Scope | None,
     limits: Limits | None,
     on_crash: OnCrash | None,
+    heartbeat_s: float | None,
 ) -> Scope:
     """Return the scope of that name, a new one where there is none."""
     path = name if parent is None else f"{parent.name}.{name}"
+    if heartbeat_s is not None and not heartbeat_s > 0:
+        raise ValueError(f"scope {path}: heartbeat_s must be above 0, or None for no heartbeats; not {heartbeat_s!r}")
     found = siblings.get(name)
     if found is None:
-        return siblings.setdefault(name, Scope(registry, path, timeout_s, parent, limits, on_crash))
-    wanted_s = timeout_s if parent is None else _tighter(timeout_s, parent.timeout_s)
+        return siblings.setdefault(name, Scope(registry, path, timeout_s, parent, limits, on_crash, heartbeat_s))
+    if current_entry.get() != found.opened_by:
+        found.opened_by = 0  # shared: it does not end with who happened to be the first to ask for it
+    wanted_s = timeout_s if parent is None else tighter(timeout_s, parent.timeout_s)
     if found.timeout_s != wanted_s:
         raise ValueError(
             f"scope {path}: timeout_s is {found.timeout_s} where it was made, and {wanted_s} here; "
@@ -368,10 +390,6 @@ def child_scope(
         raise ValueError(f"scope {path}: it has other limits already; set its `limits` to change them")
     if on_crash is not None and on_crash != found.on_crash:
         raise ValueError(f"scope {path}: on_crash is {found.on_crash} where it was made, and {on_crash} here")
+    if heartbeat_s is not None and heartbeat_s != found.heartbeat_s:
+        raise ValueError(f"scope {path}: heartbeat_s is {found.heartbeat_s} where it was made, and {heartbeat_s} here")
     return found
-
-
-def _tighter(one: float | None, other: float | None) -> float | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return min(one, other)

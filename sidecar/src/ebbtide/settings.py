@@ -50,6 +50,12 @@ class Settings:
     """What a drain by SIGTERM or preStop may take; an order brings its own."""
     limits: Limits = field(default_factory=Limits.defaults)
     """How much the process may start."""
+    leak_age_s: float = environment.DEFAULT_LEAK_AGE_S
+    """Younger work is not suspected to be overdue, forgotten or outside of every scope."""
+    leak_ignore: tuple[str, ...] = ()
+    """Patterns of names of tasks or functions that may run outside any scope."""
+    origins: bool = False
+    """Remember where tasks are created; costs every coroutine about half a microsecond."""
     grace_period_s: float | None = None
     """The pod's terminationGracePeriodSeconds; None: not known."""
     problems: tuple[str, ...] = ()
@@ -85,6 +91,9 @@ class Settings:
             admin_token=reader.text(environment.ADMIN_TOKEN),
             durations=durations,
             limits=reader.limits(),
+            leak_age_s=reader.seconds(environment.LEAK_AGE, environment.DEFAULT_LEAK_AGE_S),
+            leak_ignore=reader.patterns(environment.LEAK_IGNORE),
+            origins=reader.switch(environment.ORIGINS),
             grace_period_s=grace_period_s if grace_period_s >= 0 else None,
         )
         reader.check_budget(settings)
@@ -112,6 +121,15 @@ class _Reader:
             return value
         self._refuse(name, f"must be seconds from 0 to {LONGEST_S:g}, like 60 or 2.5", text, f"{default:g}")
         return default
+
+    def patterns(self, name: str) -> tuple[str, ...]:
+        return tuple(pattern.strip() for pattern in self.text(name).split(",") if pattern.strip())
+
+    def switch(self, name: str) -> bool:
+        text = self.text(name)
+        if text not in {"", "0", "1"}:
+            self._refuse(name, "must be 1 or 0", text, "0")
+        return text == "1"
 
     def default_quiesce_s(self) -> float:
         # On a developer's machine there are no endpoints to wait for, and Ctrl-C is not to take five seconds.

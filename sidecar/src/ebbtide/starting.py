@@ -1,4 +1,4 @@
-"""From an admitted entry to its task, in the unusual ways: limited, in another thread's loop, by a task factory."""
+"""From an admitted entry to its task, in the unusual ways: limited, in another thread's loop, made by others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ebbtide.entries import Entry, ManagedTask, current_entry
+from ebbtide.entries import Entry, ManagedTask, current_entry, name_of
 from ebbtide.timelimit import TimeLimit
 
 if TYPE_CHECKING:
@@ -70,6 +70,25 @@ def start(
     return task
 
 
+def adopt(scope: Scope, task: asyncio.Task[Any], name: str | None, meta: Mapping[str, Any] | None) -> int:
+    """Count a task that somebody else made; see `Scope.adopt`."""
+    if isinstance(task, ManagedTask):
+        raise ValueError(f"task: {name_of(task)} of {task.scope.name} was started by a scope already")  # noqa: TRY004
+    if task.done():
+        raise ValueError(f"task: {task.get_name()} has ended")
+    number = scope.enter()
+    entry = Entry(number, "task", name or task.get_name(), scope, meta)
+    entry.task = task
+    scope.registry.live[number] = entry
+    task.add_done_callback(partial(_adopted_ended, entry))
+    return number
+
+
+def _adopted_ended(entry: Entry, task: asyncio.Task[Any]) -> None:
+    entry.scope.task_ended(entry, task)
+    entry.task = None
+
+
 def _start_by_factory(
     scope: Scope,
     number: int,
@@ -91,8 +110,7 @@ def _start_by_factory(
 
 def _ended_by_factory(entry: Entry, coroutine: Coroutine[Any, Any, Any], task: asyncio.Task[Any]) -> None:
     coroutine.close()
-    entry.scope.task_ended(entry, task)
-    entry.task = None
+    _adopted_ended(entry, task)
 
 
 def _close(coroutine: Coroutine[Any, Any, Any], _task: asyncio.Task[Any]) -> None:

@@ -27,6 +27,7 @@ class Views:
         machine: Returns its state.
         hooks: Whose last runs are shown.
         trend: Returns what the number of tasks does.
+        leaks: Returns how many are suspected to be leaks, by rule.
         drain_report: Returns the report of the last drain, finished or not.
     """
 
@@ -36,6 +37,7 @@ class Views:
         machine: Callable[[], Machine],
         hooks: Sequence[Hooks],
         trend: Callable[[], Trend],
+        leaks: Callable[[], Mapping[str, int]],
         drain_report: Callable[[], DrainReport | None],
     ) -> None:
         self._registry = registry
@@ -43,6 +45,7 @@ class Views:
         self._hooks = hooks
         self._trend = trend
         self._drain_report = drain_report
+        self._leaks = leaks
         self._boot_id = uuid4().hex
 
     def report(self, sequence: int, phase_revision: int) -> Report:
@@ -91,6 +94,7 @@ class Views:
                 "scope": entry.scope,
                 "age_s": round(entry.age_s, 3),
                 "state": entry.state,
+                "heartbeat_age_s": None if entry.heartbeat_age_s is None else round(entry.heartbeat_age_s, 3),
                 "meta": entry.meta,
             }
             for entry in self._registry.view()
@@ -133,6 +137,7 @@ class Views:
             late_arrivals=self._registry.late_arrivals,
             store_connected=store_connected,
             trend=self._trend(),
+            leaks=self._leaks(),
             restarts=self._registry.restarts,
             refusals=self._registry.refusals,
             max_tasks=self._registry.gate.limits.max_tasks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import Context
 from typing import Any
 
 from ebbtide.entries import Live, task_of
@@ -64,7 +65,7 @@ def state_of(item: Live, by_stack: str) -> str:
         return by_stack
     if isinstance(waiter, asyncio.Task):
         return TASK
-    if any("_chain_future" in getattr(callback[0], "__qualname__", "") for callback in _callbacks_of(waiter)):
+    if any("_chain_future" in getattr(callback[0], "__qualname__", "") for callback in callbacks_of(waiter)):
         return THREAD
     return SELECT if type(waiter).__name__ == "_GatheringFuture" else FUTURE
 
@@ -98,5 +99,6 @@ def state_of_thread(stack: Stack) -> str:
     return found
 
 
-def _callbacks_of(future: asyncio.Future[Any]) -> Sequence[tuple[Any, Any]]:
+def callbacks_of(future: asyncio.Future[Any]) -> Sequence[tuple[Any, Context | None]]:
+    """Return who is told of the end of a future, each with the context to be called in."""
     return getattr(future, "_callbacks", None) or ()

@@ -23,6 +23,8 @@ class View:
         self.returns = True
         self.report: Mapping[str, Any] | None = {"outcome": "clean"}
         self.lives = True
+        self.traced: list[bool] = []
+        self.cancelled: list[tuple[int, str]] = []
 
     @property
     def ready(self) -> bool:
@@ -41,6 +43,18 @@ class View:
         if "state" in query:
             raise ValueError(f"state: not {query['state']!r}")
         return json.dumps({"asked": query})
+
+    def leaks_view(self, query: Mapping[str, str]) -> str:
+        if query.get("format") == "xml":
+            raise ValueError("format: must be text or json, not 'xml'")
+        return json.dumps({"asked": query})
+
+    def trace_origins(self, on: bool) -> None:
+        self.traced.append(on)
+
+    def cancel(self, number: int, reason: str) -> bool:
+        self.cancelled.append((number, reason))
+        return number == 42
 
     def request_drain(self, source: Source, text: str, *, leave: bool) -> None:
         self.asked.append((source, leave))
@@ -215,3 +229,32 @@ def test_a_taken_port_is_reported_and_the_application_goes_on(view: View, client
 def test_unknown_paths_and_methods_are_refused(client: Client) -> None:
     assert client.ask("GET", "/")[0] == 404
     assert client.ask("PUT", "/drain")[0] == 501
+
+
+def test_a_task_is_cancelled_by_its_id_only_where_a_token_protects_that(
+    view: View, client: Client, guarded: Client
+) -> None:
+    status, text = client.ask("DELETE", "/debug/tasks?id=42")
+    assert (status, "EBBTIDE_ADMIN_TOKEN" in text) == (403, True)
+    assert guarded.ask("DELETE", "/debug/tasks?id=42")[0] == 401
+    assert not view.cancelled
+    assert guarded.ask("DELETE", "/debug/tasks?id=42&reason=stuck", "secret")[0] == 202
+    assert guarded.ask("DELETE", "/debug/tasks?id=7", "secret")[0] == 404
+    assert view.cancelled == [(42, "stuck"), (7, "")]
+
+
+@pytest.mark.parametrize("query", ["", "?id=", "?id=order-1", "?id=-1"])
+def test_an_id_that_is_none_is_named(view: View, guarded: Client, query: str) -> None:
+    status, text = guarded.ask("DELETE", f"/debug/tasks{query}", "secret")
+    assert (status, text.startswith("id: must be")) == (400, True)
+    assert not view.cancelled
+
+
+def test_leaks_are_shown_and_origins_are_switched(view: View, client: Client, guarded: Client) -> None:
+    assert json.loads(client.ask("GET", "/debug/leaks?format=json")[1]) == {"asked": {"format": "json"}}
+    assert client.ask("GET", "/debug/leaks?format=xml") == (400, "format: must be text or json, not 'xml'\n")
+    assert client.ask("POST", "/debug/leaks?origins=on")[0] == 202
+    assert client.ask("POST", "/debug/leaks?origins=off")[0] == 202
+    assert client.ask("POST", "/debug/leaks?origins=maybe") == (400, "origins: must be on or off, not 'maybe'\n")
+    assert view.traced == [True, False]
+    assert guarded.ask("GET", "/debug/leaks")[0] == 401
