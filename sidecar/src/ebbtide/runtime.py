@@ -280,11 +280,6 @@ class Runtime:
         """Return what the drain that is under way is like so far, or else the last one; None: there was none."""
         return self._drain_watch.report()
 
-    def drain_report_view(self) -> Mapping[str, Any] | None:
-        """Return the same as JSON."""
-        report = self.drain_report()
-        return None if report is None else report.as_json()
-
     def tasks(self) -> Sequence[Mapping[str, Any]]:
         """Return every task in flight, in the order of admission."""
         return self._views.tasks()
