@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
+from ebbtide.drainreport import DrainReport
 from ebbtide.exposition import Numbers, render
 from ebbtide.machine import Source
 from ebbtide.protocol import PodState
@@ -50,8 +51,8 @@ class AdminView(Protocol):
     def drain_view(self) -> Mapping[str, Any]:
         """Return the drain as JSON: state, reason, tasks, times."""
 
-    def drain_report_view(self) -> Mapping[str, Any] | None:
-        """Return the report of the last drain as JSON, so far where it is under way; None: there was none."""
+    def drain_report(self) -> DrainReport | None:
+        """Return the report of the last drain, so far where it is under way; None: there was none."""
 
     def dump(self, query: Mapping[str, str]) -> str:
         """Return every task in flight, as `ebbtide.dump.Question` has it.
@@ -288,11 +289,11 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
             self._json(HTTPStatus.OK if back else HTTPStatus.CONFLICT, view.drain_view())
 
         def _drain_report(self, _query: Mapping[str, str]) -> None:
-            report = view.drain_report_view()
+            report = view.drain_report()
             if report is None:
                 self._text(HTTPStatus.NOT_FOUND, "no drain has begun in this process\n")
             else:
-                self._json(HTTPStatus.OK, report)
+                self._json(HTTPStatus.OK, report.as_json())
 
         def _text_or_json(self, look: Callable[[Mapping[str, str]], str], query: Mapping[str, str]) -> None:
             try:

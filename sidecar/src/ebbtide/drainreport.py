@@ -149,7 +149,9 @@ class DrainReport:
                 {"name": _clipped(item.name), "where": _clipped(item.where, keep_end=True), "outcome": item.outcome}
                 for item in self.stragglers[:SHOWN]
             ],
-            "failed_hooks": [_clipped(record.name) for record in self.hooks if record.error is not None][:SHOWN],
+            "failed_hooks": [_clipped(record.name, keep_end=True) for record in self.hooks if record.error is not None][
+                :SHOWN
+            ],
         }
         rounded: dict[str, Any] = _rounded(document)
         for name in ("slowest", "stragglers", "failed_hooks"):

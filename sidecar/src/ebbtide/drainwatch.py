@@ -60,17 +60,19 @@ class DrainWatch:
         self._registry = registry
         self._hooks = hooks
         self._course: _Course | None = None
+        self._draining = False
         self._lock = threading.Lock()
 
     def observe(self, machine: Machine) -> None:
         """Take note of a step, before its effects are carried out; all calls come from one thread."""
         now = time.monotonic()
+        if machine.draining and not self._draining:
+            self._course = self._begin(machine, now)
+            self._registry.on_end = self._ended
+        self._draining = machine.draining
         course = self._course
         if course is None or course.ended_at is not None:
-            if not machine.draining or (course and course.began_at == machine.drain_started_at):
-                return
-            course = self._course = self._begin(machine, now)
-            self._registry.on_end = self._ended
+            return
         course.forced = course.forced or machine.forced
         if machine.state is course.state and machine.state in TIMED:
             return

@@ -289,11 +289,6 @@ class Runtime(Care):
         """Return what the drain that is under way is like so far, or else the last one; None: there was none."""
         return self._drain_watch.report()
 
-    def drain_report_view(self) -> Mapping[str, Any] | None:
-        """Return the same as JSON."""
-        report = self.drain_report()
-        return None if report is None else report.as_json()
-
     def sample(self) -> Numbers:
         """Return what is counted, for the metrics."""
         return self._views.numbers(None if self._agent is None else self._agent.connected)

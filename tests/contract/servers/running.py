@@ -23,7 +23,7 @@ SERVER_S = 6
 """The server's own limit of a graceful end: behind the library's budget."""
 IN_TIME_S = 1.6
 """A request that ends while the process drains."""
-LONG_S = 60.0
+LONG_S = 12.0
 """One that does not."""
 GIVE_UP_S = 30.0
 

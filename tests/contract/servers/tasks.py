@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery, signals
+from celery.exceptions import Reject
 from celery.worker import state
 
 import ebbtide
@@ -69,4 +70,7 @@ signals.worker_shutdown.connect(beside.wait)
 @app.task(name="work")  # type: ignore[untyped-decorator]
 def work(name: str, seconds: float) -> None:
     assert beside.runtime is not None
-    handle_in_thread(beside.runtime.scope("tasks"), name, seconds, beside.runtime)
+    try:
+        handle_in_thread(beside.runtime.scope("tasks"), name, seconds, beside.runtime)
+    except ebbtide.Refused as refused:
+        raise Reject(str(refused), requeue=True) from refused

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from ebbtide.admin import AdminServer
+from ebbtide.drainreport import DrainReport
 from ebbtide.exposition import Numbers
 from ebbtide.machine import Source
-from ebbtide.protocol import PodState
+from ebbtide.protocol import Outcome, PodState
 
 
 class View:
@@ -21,7 +22,9 @@ class View:
         self.drained = threading.Event()
         self.asked: list[tuple[Source, bool]] = []
         self.returns = True
-        self.report: Mapping[str, Any] | None = {"outcome": "clean"}
+        self.report: DrainReport | None = DrainReport(
+            outcome=Outcome.CLEAN, reason="api", started_at=1.0, took_s=0.1234, budget_s=75.0
+        )
         self.lives = True
         self.traced: list[bool] = []
         self.cancelled: list[tuple[int, str]] = []
@@ -36,7 +39,7 @@ class View:
     def drain_view(self) -> Mapping[str, Any]:
         return {"state": self.state, "active": 2}
 
-    def drain_report_view(self) -> Mapping[str, Any] | None:
+    def drain_report(self) -> DrainReport | None:
         return self.report
 
     def dump(self, query: Mapping[str, str]) -> str:
@@ -197,7 +200,8 @@ def test_tasks_are_dumped_as_asked(client: Client) -> None:
 
 
 def test_the_report_of_a_drain_is_shown_where_there_was_one(view: View, client: Client) -> None:
-    assert json.loads(client.ask("GET", "/debug/drain")[1]) == {"outcome": "clean"}
+    shown = json.loads(client.ask("GET", "/debug/drain")[1])
+    assert (shown["outcome"], shown["took_s"], shown["stragglers"]) == ("clean", 0.123, [])
     view.report = None
     assert client.ask("GET", "/debug/drain") == (404, "no drain has begun in this process\n")
 

@@ -163,13 +163,13 @@ async def test_stragglers_are_shown_where_they_were_and_with_their_end() -> None
 
 async def test_a_report_can_be_read_while_the_drain_goes_on_and_when_it_is_taken_back() -> None:
     async with a_runtime() as runtime:
-        assert runtime.drain_report_view() is None
+        assert runtime.drain_report() is None
         go_on = asyncio.Event()
         task = runtime.scope("orders").spawn(go_on.wait())
         runtime.drain("test", leave=False)
-        so_far = runtime.drain_report_view()
+        so_far = runtime.drain_report()
         assert so_far is not None
-        assert (so_far["outcome"], so_far["active"]) == (None, 1)
+        assert (so_far.outcome, so_far.active) == (None, 1)
         runtime.undrain()
         taken_back = runtime.drain_report()
         assert taken_back is not None

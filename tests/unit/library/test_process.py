@@ -69,6 +69,35 @@ def test_ctrl_c_drains_first_and_cancels_when_it_comes_again() -> None:
         assert process.returncode == 0
 
 
+def test_sigterm_ends_a_start_at_once_and_what_had_started_is_stopped() -> None:
+    script = textwrap.dedent("""
+        import asyncio, ebbtide
+        async def pool():
+            print("opened", flush=True)
+            yield
+            print("closed", flush=True)
+        async def check():
+            print("checking", flush=True)
+            await asyncio.sleep(3600)
+        async def main():
+            runtime = ebbtide.Runtime(ebbtide.Settings(admin_port=0))
+            runtime.on_start(pool, ebbtide.Stage.POOLS)
+            runtime.on_start(check, ebbtide.Stage.CHECKS)
+            async with runtime:
+                print("serving", flush=True)
+        try:
+            asyncio.run(main())
+        except ebbtide.StartFailed as error:
+            print(error, flush=True)
+    """)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["opened\n", "checking\n"]
+        os.kill(process.pid, signal.SIGTERM)
+        said = process.communicate(timeout=4)[0]  # less than the quiesce time: nobody knew of this process yet
+        assert said == "closed\nstep check did not start: the process was told to leave before it had started\n"
+
+
 def test_a_forked_child_dies_of_sigterm_like_any_other() -> None:
     script = textwrap.dedent("""
         import asyncio, os, signal, time, ebbtide
