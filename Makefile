@@ -99,7 +99,7 @@ fmt: venv ## Format and fix what can be fixed
 	.venv/bin/ruff check --fix .
 
 .PHONY: generate
-generate: venv ## Make again what is generated: dashboards, the chart's CRD and README
+generate: venv ## Make again what is generated: dashboard, alerts, the chart's CRD and README
 	$(PY) -m charts.generate
 
 .PHONY: lock

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from charts import crd_template, readme
+from charts import alerts, crd_template, readme
 from charts.dashboards import generate as dashboards
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def outputs() -> Mapping[Path, str]:
     """Return each generated file's path with the text that it should have."""
     return {
+        alerts.TEMPLATE: alerts.render(),
         crd_template.TEMPLATE: crd_template.render(),
         dashboards.OUTPUT: dashboards.render(),
         readme.README: readme.render(),
@@ -23,7 +24,7 @@ def outputs() -> Mapping[Path, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Make the chart's CRD template, dashboard and README table.")
+    parser = argparse.ArgumentParser(description="Make the chart's alerts, CRD template, dashboard and README table.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is out of date")
     check = parser.parse_args().check
     stale = [path for path, text in outputs().items() if not path.exists() or path.read_text() != text]

@@ -170,6 +170,13 @@ def pods() -> list[Any]:
             unit="cps",
         ),
         panels.graph(
+            "Suspected leaks",
+            "Work in flight that looks like a leak, by the rule that says so. Normal: 0. /debug/leaks of the pod names "
+            "it, and on request where it was created.",
+            [(by("rule", f"ebbtide_leaks_suspected{{{PODS}}}"), "{{rule}}")],
+            stacked=True,
+        ),
+        panels.graph(
             "Restarts of supervised work",
             "Times that supervised work was started again after a crash. Normal: 0. The pod's log has each crash once, "
             "with the name of the task.",

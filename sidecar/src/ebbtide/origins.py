@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
@@ -26,6 +28,17 @@ def trace_here(*, on: bool) -> None:
     asked = sys.get_coroutine_origin_tracking_depth()
     if asked <= DEPTH:
         sys.set_coroutine_origin_tracking_depth(DEPTH if on else 0)
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Remember in this thread where coroutines are made, until the block ends."""
+    before = sys.get_coroutine_origin_tracking_depth()
+    sys.set_coroutine_origin_tracking_depth(max(before, DEPTH))
+    try:
+        yield
+    finally:
+        sys.set_coroutine_origin_tracking_depth(before)
 
 
 def created_at(task: asyncio.Task[Any]) -> str:

@@ -1,7 +1,7 @@
 """The pytest plugin: `@pytest.mark.no_task_leaks` fails a test that leaves asyncio tasks behind.
 
 For coroutine tests, whatever plugin runs them. Nothing of the library imports this module, and it nothing of the
-library until a test leaks.
+library until such a test runs.
 """
 
 from __future__ import annotations
@@ -60,9 +60,12 @@ def checked(
 
     @functools.wraps(test)
     async def run(*args: Any, **kwargs: Any) -> Any:
+        from ebbtide.origins import tracing
+
         before = asyncio.all_tasks()
-        result = await test(*args, **kwargs)
-        left = await _left_after(before, ignore, within_s)
+        with tracing():
+            result = await test(*args, **kwargs)
+            left = await _left_after(before, ignore, within_s)
         if left:
             pytest.fail(_report(left), pytrace=False)
         return result
@@ -89,17 +92,11 @@ async def _left_after(
 
 def _report(left: list[asyncio.Task[Any]]) -> str:
     from ebbtide.frames import frames_of_task, place_of, stack_of
+    from ebbtide.origins import created_at
 
     lines = [f"the test left {len(left)} tasks behind:"]
-    created_seen = True
     for task in left:
         lines.append(f"  {task.get_name()}: waits at {place_of(stack_of(frames_of_task(task)))}")
-        created = getattr(task, "_source_traceback", None)
-        if created:
-            own = [step for step in created if "/asyncio/" not in step.filename and "/ebbtide/" not in step.filename]
-            step = (own or created)[-1]
-            lines.append(f"    created at {step.filename}:{step.lineno} in {step.name}")
-        created_seen = created_seen and bool(created)
-    if not created_seen:
-        lines.append("  (in asyncio's debug mode it also says where they were created: pytest -o asyncio_debug=true)")
+        if origin := created_at(task):
+            lines.append(f"    created at {origin}")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from charts.readme import CHART
 from tests.localcluster import binaries
 
 NAMESPACE = "ebbtide-system"
-MONITORING = ("monitoring.coreos.com/v1/ServiceMonitor", "monitoring.coreos.com/v1/PodMonitor")
+MONITORING = tuple(f"monitoring.coreos.com/v1/{kind}" for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule"))
 Document = dict[str, Any]
 
 
@@ -121,7 +121,9 @@ EXTERNAL_USER = merged(
 EXTERNAL_PLAIN = {"etcd": {"external": {"endpoints": ["http://a.example:2379", "http://b.example:2379"]}}}
 PERSISTENT = {"etcd": {"persistence": {"enabled": True, "storageClass": "fast", "deleteOnUninstall": True}}}
 POLICIES = {"networkPolicy": {"enabled": True, "egress": {"enabled": True}}}
-ALL_MONITORING = {"monitoring": {"serviceMonitor": {"enabled": "always"}, "podMonitor": {"enabled": "always"}}}
+ALL_MONITORING = {
+    "monitoring": {name: {"enabled": "always"} for name in ("serviceMonitor", "podMonitor", "alerts")},
+}
 BARE = {
     "serviceAccount": {"create": False, "name": "mine"},
     "rbac": {"create": False, "aggregate": False},

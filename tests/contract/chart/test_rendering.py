@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from charts import readme
+from charts import alerts, readme
 from charts.dashboards import generate
 from ebbtide_operator.cluster.certificates import Names
 from ebbtide_operator.core import names
@@ -113,6 +113,8 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "monitoring.serviceMonitor.labels": ALL_MONITORING,
     "monitoring.podMonitor.interval": ALL_MONITORING,
     "monitoring.podMonitor.labels": ALL_MONITORING,
+    "monitoring.alerts.interval": ALL_MONITORING,
+    "monitoring.alerts.labels": ALL_MONITORING,
 }
 # Helm alone cannot show it: it looks into a cluster (test_api_server).
 NEEDS_A_CLUSTER = {"allowSecondRelease"}
@@ -448,9 +450,10 @@ def test_network_policies_let_only_the_operator_reach_etcd() -> None:
     ],
 )
 def test_monitors_are_there_where_the_cluster_knows_them(enabled: str, apis: tuple[str, ...], shown: bool) -> None:
-    values = {"monitoring": {"serviceMonitor": {"enabled": enabled}, "podMonitor": {"enabled": enabled}}}
+    values = {"monitoring": {name: {"enabled": enabled} for name in ("serviceMonitor", "podMonitor", "alerts")}}
     found = render(values, apis=apis)
-    assert ({"ServiceMonitor", "PodMonitor"} <= kinds(found)) is shown
+    assert bool({"ServiceMonitor", "PodMonitor", "PrometheusRule"} & kinds(found)) is shown
+    assert ({"ServiceMonitor", "PodMonitor", "PrometheusRule"} <= kinds(found)) is shown
     for _, pod in pod_templates(found):
         # One way to be scraped, never two: every series would be there twice.
         assert ("prometheus.io/scrape" in pod["metadata"]["annotations"]) is not shown
@@ -467,6 +470,12 @@ def test_the_service_monitor_finds_both_metrics_services_and_keeps_our_labels() 
             endpoint["port"] for endpoint in spec["endpoints"]
         ]
     assert spec["endpoints"][0]["honorLabels"] is True
+
+
+def test_the_alerts_arrive_as_they_were_generated_with_prometheus_placeholders_in_place() -> None:
+    spec = only(render(ALL_MONITORING), "PrometheusRule")["spec"]
+    assert spec == {"groups": [{"name": "ebbtide-tasks", "rules": alerts.rules()}]}
+    assert "{{ $labels.pod }}" in spec["groups"][0]["rules"][0]["annotations"]["summary"]
 
 
 def test_the_dashboard_arrives_as_it_was_generated() -> None:

@@ -1,0 +1,177 @@
+"""How often the trend is told right on the example service, under three loads: `python -m tests.bench.trend_loads`.
+
+Orders come over real HTTP to `examples/orders` with Ebbtide, a hundred times as fast as life: a sample each 0.1 s in
+place of 10 s. Each load runs in a process of its own, with several services that differ in their rate.
+
+- steady: orders of usual length arrive and end.
+- leaking: some orders do not end; their clients hang up, and the service goes on with them.
+- churning: the ledger takes what is done in batches, so that orders pile up and go at once.
+
+Each window of 60 samples is one answer, starts included. Takes about 40 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import aiohttp
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from ebbtide.environment import ADMIN_ADDRESS, MAX_TASKS, TASKS_PER_S
+from ebbtide.trend import Shape, classify
+from ebbtide.trendwatch import KEPT, TrendWatch
+from examples.orders.orders.app import MAX_WORK_S, OrderService
+from examples.orders.orders.load import WorkDistribution
+from examples.orders.orders.managed import ManagedIntake
+from examples.orders.orders.marks import LedgerClient, MarkKind
+
+FASTER = 100.0
+SAMPLE_S = 10.0 / FASTER
+PATIENCE_S = 2.0
+WINDOWS = 5
+SERVICES = 4
+LOADS = {"steady": Shape.NORMAL, "leaking": Shape.GROWTH, "churning": Shape.SAWTOOTH}
+WORK = WorkDistribution(median_s=0.3, sigma=0.6, min_s=0.05, max_s=1.5)
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Takes marks at once, or what is completed in batches."""
+
+    every_s: float | None
+    flushed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def take(self, request: web.Request) -> web.Response:
+        mark = await request.json()
+        if self.every_s is not None and mark["kind"] == MarkKind.COMPLETED:
+            await self.flushed.wait()
+        return web.json_response({})
+
+    async def flush(self) -> None:
+        while self.every_s is not None:
+            await asyncio.sleep(self.every_s)
+            flushed, self.flushed = self.flushed, asyncio.Event()
+            flushed.set()
+
+
+async def listen(path: str, handler: Callable[[web.Request], object]) -> str:
+    application = web.Application()
+    application.router.add_post(path, handler)  # type: ignore[arg-type]
+    return await serve(application)
+
+
+async def serve(application: web.Application) -> str:
+    server = TestServer(application)
+    await server.start_server()
+    return str(server.make_url("/")).rstrip("/")
+
+
+async def send(session: aiohttp.ClientSession, url: str, rng: random.Random, load: str) -> None:
+    """Send orders for ever: a Poisson stream whose rate is the service's own."""
+    rate = rng.uniform(8, 30)
+    stuck = rng.uniform(0.15, 0.5) if load == "leaking" else 0.0
+    placing: set[asyncio.Task[None]] = set()
+    number = 0
+    while True:
+        await asyncio.sleep(rng.expovariate(rate))
+        number += 1
+        work_s = MAX_WORK_S if rng.random() < stuck else WORK.draw(rng)
+        task = asyncio.create_task(place(session, url, {"id": f"order-{number}", "work_s": work_s}))
+        placing.add(task)
+        task.add_done_callback(placing.discard)
+
+
+async def place(session: aiohttp.ClientSession, url: str, order: dict[str, object]) -> None:
+    try:
+        async with session.post(f"{url}/orders", json=order):
+            pass
+    except TimeoutError:
+        pass  # the client hangs up; its order is the service's
+
+
+async def one_service(session: aiohttp.ClientSession, load: str, seed: int) -> list[int]:
+    """Return the counts of one service under a load."""
+    rng = random.Random(f"{load}/{seed}")
+    book = Ledger(rng.uniform(0.6, 1.5) if load == "churning" else None)
+    ledger_url = await listen("/marks", book.take)
+    intake = ManagedIntake(lambda _: None)
+    await intake.__aenter__()
+    ledger = await LedgerClient(ledger_url, f"{load}-{seed}").__aenter__()
+    url = await serve(OrderService(intake, ledger).application())
+    going_on = [asyncio.create_task(book.flush()), asyncio.create_task(send(session, url, rng, load))]
+    loop, counts = asyncio.get_running_loop(), list[int]()
+    began_at = loop.time()
+    while len(counts) < WINDOWS * KEPT:
+        counts.append(intake._runtime.tasks_left)
+        await asyncio.sleep(began_at + len(counts) * SAMPLE_S - loop.time())
+    for task in going_on:
+        task.cancel()
+    return counts
+
+
+async def under(load: str) -> None:
+    """Print the counts of all services under a load as JSON."""
+    os.environ |= {ADMIN_ADDRESS: "127.0.0.1:0", MAX_TASKS: "0", TASKS_PER_S: "0"}
+    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        series = await asyncio.gather(*(one_service(session, load, seed) for seed in range(SERVICES)))
+        sys.stdout.write(json.dumps(series))
+        sys.stdout.flush()
+        os._exit(0)  # a drain would wait for the orders that are stuck
+
+
+def changes(counts: list[int]) -> list[str]:
+    """Return what the watch of a process with these counts would have told, each change once."""
+    watch, told = TrendWatch(SAMPLE_S), [str(Shape.NORMAL)]
+    for count in counts:
+        watch.sample(count)
+        if watch.trend.shape != told[-1]:
+            told.append(str(watch.trend.shape))
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--load", choices=LOADS, help="print the counts of one load")
+    if load := parser.parse_args().load:
+        asyncio.run(under(load))
+        return
+    running = {
+        load: subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.trend_loads", "--load", load], stdout=subprocess.PIPE, text=True
+        )
+        for load in LOADS
+    }
+    table: Counter[tuple[Shape, Shape]] = Counter()
+    for load, process in running.items():
+        series: list[list[int]] = json.loads(process.communicate()[0])
+        for counts in series:
+            windows = [counts[start : start + KEPT] for start in range(0, len(counts), KEPT)]
+            answers = [classify(window, SAMPLE_S) for window in windows]
+            table.update((LOADS[load], answer.shape) for answer in answers)
+            growth = answers[-1].growth_per_s / FASTER
+            sys.stdout.write(
+                f"{load:<9} {min(counts):>4} to {max(counts):<4} tasks, growth {growth:+.4f}/s of life, "
+                f"windows {' '.join(answer.shape for answer in answers)}; told {' > '.join(changes(counts))}\n"
+            )
+    for shape in Shape:
+        right = table[shape, shape]
+        said = sum(count for (_, answer), count in table.items() if answer is shape)
+        were = sum(count for (truth, _), count in table.items() if truth is shape)
+        precision = f"{right / said:.2f}" if said else "none said"
+        sys.stdout.write(f"{shape:<9} precision {precision}  recall {right / were:.2f}  ({were} windows)\n")
+
+
+if __name__ == "__main__":
+    main()
