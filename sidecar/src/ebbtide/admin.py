@@ -13,6 +13,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +30,7 @@ MOST_CONNECTIONS = 32
 """Probes, one scraper, one preStop, and room; more are refused rather than served by more threads."""
 IDLE_S = 10.0
 """A connection that says nothing for so long gives its place to another."""
+RETRY_S = 0.05
 LONGEST_WAIT_S = 7 * 86400.0
 
 
@@ -96,11 +98,14 @@ class AdminServer:
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self) -> int | None:
-        """Listen and return the port; None where it is taken: that is logged, and the application goes on without."""
-        handler = _handler(self._view, self._token)
+    def start(self, patience_s: float = 0.0) -> int | None:
+        """Listen and return the port; None where it is taken: that is logged, and the application goes on without.
+
+        Args:
+            patience_s: Seconds for which it may be taken, by one that is about to leave it.
+        """
         try:
-            self._server = _Server((self._host, self._port), handler)
+            self._server = self._listen(time.monotonic() + patience_s)
         except OSError as error:
             logger.error(  # noqa: TRY400 (the address says it all)
                 "ebbtide: no admin server on %s:%d (%s): probes and preStop will not reach this process; "
@@ -116,6 +121,22 @@ class AdminServer:
         self._thread.start()
         port: int = self._server.server_address[1]
         return port
+
+    def _listen(self, give_up_at: float) -> _Server:
+        handler = _handler(self._view, self._token)
+        while True:
+            try:
+                return _Server((self._host, self._port), handler)
+            except OSError:
+                if time.monotonic() >= give_up_at:
+                    raise
+                time.sleep(RETRY_S)
+
+    def forget(self) -> None:
+        """Close the port in a forked child, for the parent to be the only one who has it."""
+        if self._server is not None:
+            self._server.socket.close()
+            self._server = None
 
     def stop(self) -> None:
         """Stop listening; answers that are under way are finished by their own threads."""

@@ -34,6 +34,10 @@ BREAKER_PAUSE = "EBBTIDE_BREAKER_PAUSE_S"
 ADMISSION = "EBBTIDE_ADMISSION"
 """`refuse`, `wait` or `shed`."""
 ADMISSION_WAIT = "EBBTIDE_ADMISSION_WAIT_S"
+WORKERS = "EBBTIDE_WORKERS"
+"""`auto`, `single` or `shared`: whether processes of one pod find each other."""
+WORKERS_SOCKET = "EBBTIDE_WORKERS_SOCKET"
+"""Where they do: `@` and an abstract name, or an absolute path."""
 
 ADMIN_PORT = 8471
 TOKEN_AUDIENCE = "ebbtide"  # noqa: S105 (a name)

@@ -42,6 +42,10 @@ SAMPLED = 0b111
 """With more than `FEW` in flight, only tasks whose number has none of these bits tell how long they took."""
 
 
+_inherited: list[object] = []
+"""Kept for good in a forked child: a coroutine that is thrown away runs its `finally`, on the parent's sockets."""
+
+
 class Registry:
     """The entries in flight, and how those that ended did.
 
@@ -85,8 +89,24 @@ class Registry:
         """When entries in flight were asked to end, monotonic seconds, by number."""
         self.abandoned: set[int] = set()
         """Numbers of those that are counted already, and not waited for any more."""
+        self._parents: frozenset[int] = frozenset()
+        """Numbers of what was in flight in the parent when this process was forked."""
         self.gate = Gate(self, limits or Limits())
         self.bucket = self.gate.bucket
+
+    def begin_anew(self) -> None:
+        """Forget, in a forked child, what runs in the parent; what of it ends here all the same is not counted."""
+        _inherited.append((self.live, self.gate.begin_anew()))
+        self._parents = frozenset(self.live)
+        self.live = {}
+        for numbers in (self.blocks, self.abandoned, self.marks):
+            numbers.clear()
+        self.intake_open = True
+        self.home, self.loop = 0, None
+        self._tally = dict.fromkeys(self._tally, 0)
+        self._elsewhere = dict(self._tally)
+        self._finished = 0
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.live)
@@ -198,6 +218,8 @@ class Registry:
             outcome: One of `TASK_OUTCOMES`.
             gate: The one it came in by; None: none, it is a block.
         """
+        if number in self._parents:
+            return
         self.marks.pop(number, None)
         if number in self.abandoned:
             self.abandoned.discard(number)

@@ -10,15 +10,14 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from ebbtide import watchdog
-from ebbtide.admin import AdminServer
-from ebbtide.agent import Agent
 from ebbtide.cancelling import call_in, cancel_everywhere
 from ebbtide.conductor import PATROL_S, Conductor
-from ebbtide.environment import CA, ENDPOINTS, EXIT_MARGIN_S
+from ebbtide.environment import EXIT_MARGIN_S
 from ebbtide.errors import NotRunning
 from ebbtide.exposition import Numbers
 from ebbtide.hooks import Hook, Hooks
@@ -33,13 +32,11 @@ from ebbtide.machine import (
     Exit,
     Machine,
     OpenIntake,
-    Ordered,
     Reason,
     Report,
     SetReady,
     Source,
     Started,
-    StoreRestarted,
     TasksChanged,
     UndrainRequested,
 )
@@ -51,10 +48,10 @@ from ebbtide.signals import Signals
 from ebbtide.threads import in_daemon_thread
 from ebbtide.trendwatch import TrendWatch
 from ebbtide.views import Views
+from ebbtide.workers.local import Local
+from ebbtide.workers.pod import Pod
 
 logger = logging.getLogger("ebbtide")
-
-FINAL_REPORT_S = 1.0
 
 
 class Runtime:
@@ -78,28 +75,28 @@ class Runtime:
         self._watchdog = watchdog
         self._registry = Registry(self._emptied, self._settings.limits, self._settings.durations.cancel_grace_s)
         self._scopes: weakref.WeakValueDictionary[str, Scope] = weakref.WeakValueDictionary()
-        self._conductor = Conductor(
-            Machine(defaults=self._settings.durations), self._registry.awaited, self._carry_out, self._patrol
-        )
-        self._admin = AdminServer(
-            self, self._settings.admin_host, self._settings.admin_port, self._settings.admin_token
-        )
+        self._drain_hooks = Hooks("drain")
+        self._exit_hooks = Hooks("exit")
+        self._begin()
+        _alive.add(self)
+
+    def _begin(self) -> None:
+        """Make what belongs to one process: all but the scopes, the limits and the hooks."""
+        durations = self._settings.durations
+        self._conductor = Conductor(Machine(defaults=durations), self._registry.awaited, self._carry_out, self._patrol)
         self._signals = Signals(self._on_signal, lambda: self._conductor.do(self._log_dump))
         self._displaced: tuple[str, ...] = ()
-        self._agent: Agent | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = False
         self._draining = False
         self._drain_event = asyncio.Event()
         self._exit_event = asyncio.Event()
-        self._drain_hooks = Hooks("drain")
-        self._exit_hooks = Hooks("exit")
         self._trend = TrendWatch(PATROL_S)
         hooks = (self._drain_hooks, self._exit_hooks)
         self._views = Views(self._registry, lambda: self._conductor.machine, hooks, lambda: self._trend.trend)
         self._running_hooks: set[asyncio.Task[None]] = set()
-        self.admin_port: int | None = None
-        """Port of the admin server; None before the start, and where it could not listen."""
+        local = Local(self._conductor, self._registry, self._views, lambda: self._ready, durations)
+        self._pod = Pod(self, local, self._settings)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -114,10 +111,8 @@ class Runtime:
         for problem in self._settings.problems:
             logger.warning("ebbtide: %s", problem)
         self._conductor.start()
-        self.admin_port = self._admin.start()
         self._signals.install()
-        if self._settings.has_store:
-            self._agent = self._start_agent()
+        await self._pod.join(self._loop)
         self._conductor.call(Started())
         return self
 
@@ -131,10 +126,9 @@ class Runtime:
         crashed = error is not None and not isinstance(error, asyncio.CancelledError)
         async with AsyncExitStack() as last:
             last.callback(self._conductor.stop)
-            last.push_async_callback(in_daemon_thread, self._admin.stop)
             last.callback(self._signals.uninstall)
-            if self._agent is not None:
-                last.push_async_callback(in_daemon_thread, self._say_goodbye)
+            last.push_async_callback(in_daemon_thread, self._pod.leave)
+            last.callback(self._pod.before_leave)
             last.push_async_callback(self._exit_hooks.run)
             last.push_async_callback(self._drain_hooks_ended)
             await self._leave(crashed=crashed, why="" if error is None else repr(error))
@@ -187,6 +181,11 @@ class Runtime:
     def intake_open(self) -> bool:
         """False while new work is refused."""
         return self._registry.intake_open
+
+    @property
+    def admin_port(self) -> int | None:
+        """Port of the admin server; None before the start, and where it could not listen or another worker has it."""
+        return self._pod.admin_port
 
     @property
     def tasks_left(self) -> int:
@@ -276,24 +275,7 @@ class Runtime:
 
     def sample(self) -> Numbers:
         """Return what is counted, for the metrics."""
-        return self._views.numbers(None if self._agent is None else self._agent.connected)
-
-    def _start_agent(self) -> Agent | None:
-        try:
-            agent = Agent(
-                self._settings,
-                make_report=self._views.report,
-                count=self._registry.__len__,
-                on_order=lambda order: self._conductor.post(Ordered(order)),
-                on_store_restarted=lambda: self._conductor.post(StoreRestarted()),
-            )
-        except (ValueError, OSError) as error:  # a certificate that cannot be read is an OSError
-            logger.error(  # noqa: TRY400 (the message says it all)
-                "ebbtide: the operator is not told anything, since %s or %s cannot be used: %s", ENDPOINTS, CA, error
-            )
-            return None
-        agent.start()
-        return agent
+        return self._views.numbers(self._pod.store_connected)
 
     async def _leave(self, *, crashed: bool, why: str) -> None:
         own = self._settings.durations
@@ -312,10 +294,6 @@ class Runtime:
             self._conductor.post(DrainRequested(Reason(Source.EXIT), at_once, leave=True))
             await self._exit_event.wait()
             raise
-
-    def _say_goodbye(self) -> None:
-        if self._agent is not None and not self._agent.finish(FINAL_REPORT_S):
-            logger.warning("ebbtide: the final report did not get through within %g s", FINAL_REPORT_S)
 
     def _emptied(self) -> None:
         self._conductor.post(TasksChanged(0))
@@ -362,10 +340,10 @@ class Runtime:
                 self._registry.abandon(self._registry.entries(), "when the drain's budget was spent")
             case Report():
                 logger.info("ebbtide: %s, %d tasks", machine.state, len(self._registry))
-                if self._agent is not None:
-                    self._agent.edge()
+                self._pod.edge()
             case Exit(insist):
-                call_in(self._loop, self._exit_event.set)
+                leave = partial(call_in, self._loop, self._exit_event.set)
+                self._pod.exit_when_due(machine, leave, insist=insist)
                 if insist and self._watchdog:
                     budget_left_s = max(0.0, machine.deadline_at - time.monotonic())
                     watchdog.end_process_after(budget_left_s + EXIT_MARGIN_S - watchdog.LEAD_S)
@@ -386,3 +364,24 @@ class Runtime:
     async def _drain_hooks_ended(self) -> None:
         if self._running_hooks:
             await asyncio.wait(self._running_hooks)
+
+    def begin_anew(self) -> None:
+        """Become, in a forked child, a runtime that was never started; scopes, limits and hooks stay."""
+        # Kept for good: a coroutine of the parent's that was thrown away would run its `finally` here.
+        _inherited.append(dict(self.__dict__))
+        self._signals.forget()
+        self._pod.forget()
+        self._registry.begin_anew()
+        self._begin()
+
+
+_alive: weakref.WeakSet[Runtime] = weakref.WeakSet()
+_inherited: list[object] = []
+
+
+def _after_fork_in_child() -> None:
+    for runtime in list(_alive):
+        runtime.begin_anew()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

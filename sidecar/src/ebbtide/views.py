@@ -35,7 +35,7 @@ class Views:
         self._machine = machine
         self._hooks = hooks
         self._trend = trend
-        self._boot_id = uuid4().hex
+        self.boot_id = uuid4().hex
 
     def report(self, sequence: int, phase_revision: int) -> Report:
         """Return what the operator is told."""
@@ -43,7 +43,7 @@ class Views:
         return Report(
             state=machine.state,
             sequence=sequence,
-            boot_id=self._boot_id,
+            boot_id=self.boot_id,
             generation=machine.generation,
             active=len(self._registry),
             oldest_age_s=round(self._registry.oldest_age_s(), 3),
