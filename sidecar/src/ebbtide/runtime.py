@@ -291,6 +291,7 @@ class Runtime:
             await self._exit_event.wait()
         except asyncio.CancelledError:
             # Somebody is in a hurry: the cleanup of tasks is still waited for.
+            self._pod.hurry()
             self._conductor.post(DrainRequested(Reason(Source.EXIT), at_once, leave=True))
             await self._exit_event.wait()
             raise
@@ -303,6 +304,8 @@ class Runtime:
         grace_s = self._settings.durations.cancel_grace_s
         durations = None if count == 1 else Durations(0.0, 0.0, grace_s)
         self._conductor.post(DrainRequested(Reason(Source.SIGNAL, name), durations, leave=True))
+        if count > 1:
+            self._conductor.do(self._pod.hurry)
 
     def _log_dump(self) -> None:
         """Write what is in flight to the log, in a thread of its own: the conductor keeps deadlines."""

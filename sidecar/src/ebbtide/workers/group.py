@@ -54,6 +54,12 @@ class Told:
         """Take note of a request to serve again; who leaves does not come back."""
         return self if self.drain is not None and self.drain.leave else replace(self, drain=None)
 
+    @property
+    def to_drain(self) -> bool:
+        """Whether the pod as a whole is to drain."""
+        ordered = self.order is not None and self.order.desired is not Desired.SERVE
+        return ordered or self.drain is not None
+
     def forgotten(self) -> Told:
         """Take note of a store that began anew: its orders count from the beginning."""
         return replace(self, order=None)

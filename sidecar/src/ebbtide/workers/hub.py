@@ -22,6 +22,9 @@ from ebbtide.workers.snapshot import DONE, Snapshot, least_advanced
 
 logger = logging.getLogger("ebbtide")
 
+Due = tuple[float, Callable[[], None]]
+"""What to do, and when at the latest, in monotonic seconds."""
+
 SPREAD_S = 1.0
 """How old a copy of the group may be that another worker takes over with."""
 REGROUP_S = 3.0
@@ -51,7 +54,8 @@ class Hub:
         self._names: dict[Channel, str] = {}
         self._numbers = itertools.count(1)
         self._answers: dict[int, dict[str, Message]] = {}
-        self._due: list[tuple[float, Callable[[], None]]] = []
+        self._due: list[Due] = []
+        self._told_done = False
         self._spread_due = False
         before = group.leader
         group.leader = local.worker
@@ -65,6 +69,11 @@ class Hub:
     def alone(self) -> bool:
         """Whether no other worker belongs to the pod."""
         return len(self._group.workers) == 1
+
+    @property
+    def to_drain(self) -> bool:
+        """Whether the pod as a whole is to drain, and there is more than this worker."""
+        return not self.alone and self._group.told.to_drain
 
     # --- what the pod is
 
@@ -110,10 +119,16 @@ class Hub:
             return self.alone
 
     def when_done(self, until: float, action: Callable[[], None]) -> None:
-        """Call a function once every worker is drained, or at `until` (monotonic seconds), whatever is first."""
+        """Call a function once every worker is drained, or at `until` (monotonic seconds), whichever is first."""
         with self._lock:
             self._due.append((until, action))
         self.wake()
+
+    def take_due(self) -> list[Due]:
+        """Return what is still to be done, for somebody else to do it."""
+        with self._lock:
+            due, self._due = self._due, []
+        return due
 
     # --- what the pod is told
 
@@ -251,11 +266,14 @@ class Hub:
                     self._group.sequence = max(self._group.sequence, sequence)
                     # With everything that holds so far; what comes later goes to all channels, this one among them.
                     channel.send({"kind": "welcome", "group": self._group.encode()})
+                    self._told_done = False
             case {"kind": "snapshot", "snapshot": document}:
                 self._take_in(Snapshot.decode(document))
             case {"kind": "goodbye", "snapshot": document}:
                 with self._lock:
                     self._group.update(Snapshot.decode(document))
+                # Only now it may go: who hears nothing is the one to speak for the pod.
+                channel.send({"kind": "dismissed"})
             case {"kind": "answer", "number": number, "what": what}:
                 if what == "snapshot":
                     self._take_in(Snapshot.decode(message["answer"]))
@@ -319,7 +337,10 @@ class Hub:
 
     def _call_due(self, now: float) -> None:
         with self._lock:
-            done = bool(self._due) and self.state() in DONE
+            done = self._group.told.to_drain and self.state() in DONE
+            if done and not self._told_done:
+                self._tell({"kind": "done"})
+            self._told_done = done
             due = [action for until, action in self._due if done or now >= until]
             self._due = [] if done else [item for item in self._due if now < item[0]]
         for action in due:

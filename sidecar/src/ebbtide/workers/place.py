@@ -58,9 +58,17 @@ class Place:
             listener.close()
             if error.errno == errno.EADDRINUSE:
                 return None
-            self.release()
+            self.give_up(None)
             raise
         return listener
+
+    def give_up(self, listener: socket.socket | None) -> None:
+        """Let another one listen."""
+        if listener is not None:
+            listener.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def mark(self) -> None:
         """Show that this worker knows what holds for the pod, for as long as it lives."""
@@ -114,9 +122,7 @@ class Place:
 
     def release(self) -> None:
         """Give back what shows that this worker is there; in a forked child the parent keeps its own."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self.give_up(None)
         if isinstance(self._mark, socket.socket):
             self._mark.close()
         elif self._mark is not None:

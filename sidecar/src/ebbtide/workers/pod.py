@@ -31,7 +31,7 @@ from ebbtide.workers.hub import REGROUP_S, Hub
 from ebbtide.workers.link import Link
 from ebbtide.workers.local import Local
 from ebbtide.workers.place import Place
-from ebbtide.workers.snapshot import DONE, merged_numbers, merged_report
+from ebbtide.workers.snapshot import merged_numbers, merged_report
 
 logger = logging.getLogger("ebbtide")
 
@@ -60,11 +60,15 @@ class Pod:
         self._place = None if settings.meeting_place is None else Place(settings.meeting_place)
         self._stop = threading.Event()
         self._joined = threading.Event()
+        self._leaving = threading.Event()
+        self._settled = threading.Event()
+        self._hurried = False
         self._bell: Bell | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: socket.socket | None = None
         self._hub: Hub | None = None
+        self._link: Link | None = None
         self._admin: AdminServer | None = None
         self._agent: Agent | None = None
         self._channel: Channel | None = None
@@ -102,15 +106,17 @@ class Pod:
         self._changed()
 
     def exit_when_due(self, machine: Machine, action: Callable[[], None], *, insist: bool) -> None:
-        """Let this process exit: at once, or where it leads, when the whole pod is drained, which it has to tell.
+        """Let this process exit: at once, or where the pod is to drain as a whole, when all of it is drained.
+
+        Otherwise whoever started it would start another one meanwhile; and who leads is the one who tells.
 
         Args:
             machine: Whose deadline is the latest for that.
             action: Lets it exit.
             insist: The end was asked for from outside.
         """
-        hub = self._hub
-        if hub is None or hub.alone or hub.state() not in {*DONE, PodState.DRAINING, PodState.CANCELLING}:
+        role = self._hub or self._link
+        if role is None or self._hurried or not role.to_drain:
             action()
             return
 
@@ -119,11 +125,23 @@ class Pod:
                 self._end_parent()
             action()
 
-        hub.when_done(machine.deadline_at, leave)
+        role.when_done(machine.deadline_at, leave)
+
+    def hurry(self) -> None:
+        """Let this process exit without waiting for the others; somebody insists."""
+        self._hurried = True
+        role = self._hub or self._link
+        for _, action in [] if role is None else role.take_due():
+            action()
 
     def leave(self) -> None:
         """Say goodbye, and let another worker lead; blocks for some seconds at most."""
-        last = self._hub.outlives_all(LEAVE_S) if self._hub is not None else self._bell is None
+        self._leaving.set()
+        if self._bell is not None and self._hub is None:
+            self._bell.ring()
+            # Dismissed by the one that leads; or that one is gone, and this worker leads for its last moment.
+            self._settled.wait(LEAVE_S)
+        last = self._hub is None or self._hub.outlives_all(LEAVE_S)
         if self._agent is not None and not (self._agent.finish if last else self._agent.retire)(LEAVE_S):
             logger.warning("ebbtide: the final report did not get through within %g s", LEAVE_S)
         if self._admin is not None:
@@ -183,10 +201,11 @@ class Pod:
 
     def _open_office(self, patience_s: float = 0.0) -> None:
         settings = self._settings
-        self._admin = AdminServer(self, settings.admin_host, settings.admin_port, settings.admin_token)
-        self.admin_port = self._admin.start(patience_s)
         if settings.has_store:
             self._agent = self._start_agent()
+        self._settled.set()
+        self._admin = AdminServer(self, settings.admin_host, settings.admin_port, settings.admin_token)
+        self.admin_port = self._admin.start(patience_s)
 
     def _start_agent(self) -> Agent | None:
         try:
@@ -227,13 +246,12 @@ class Pod:
         """Follow one leader after the other, until this worker leads or leaves."""
         assert self._place is not None
         assert self._bell is not None
-        group: Group | None = None
         patient_until = time.monotonic() + REGROUP_S
         while not self._stop.is_set():
             try:
-                listener = self._claim_after_others(patient=group is None and time.monotonic() < patient_until)
+                listener = self._claim_after_others(patient=self._group() is None and time.monotonic() < patient_until)
                 if listener is not None:
-                    self._take_over(group or Group(self._local.views.boot_id), listener)
+                    self._take_over(listener)
                     return
                 self._channel = Channel(self._place.call())
             except OSError as error:
@@ -241,10 +259,12 @@ class Pod:
                 logger.debug("ebbtide: the leading worker cannot be reached: %s", error)
                 self._stop.wait(RETRY_S)
                 continue
-            link = Link(self._local, self._channel, self._bell, self._joined, self._place.mark, group)
-            link.run(self._stop)
+            self._link = link = Link(self._local, self._channel, self._bell, self._joined, self._place.mark, self._link)
+            dismissed = link.run(self._leaving)
             self._channel.close()
-            group = link.group
+            if dismissed:
+                self._settled.set()
+                return
             self._stop.wait(RETRY_S)
 
     def _claim_after_others(self, *, patient: bool) -> socket.socket | None:
@@ -253,13 +273,20 @@ class Pod:
         listener = self._place.claim()
         if listener is None or not patient or not self._place.marked():
             return listener
-        listener.close()
+        self._place.give_up(listener)
         return None
 
-    def _take_over(self, group: Group, listener: socket.socket) -> None:
+    def _group(self) -> Group | None:
+        return None if self._link is None else self._link.group
+
+    def _take_over(self, listener: socket.socket) -> None:
         logger.info("ebbtide: this worker speaks for the pod from now on")
         self._listener = listener
+        group = self._group() or Group(self._local.views.boot_id)
         self._hub = hub = Hub(self._local, group, listener, self._changed)
+        if self._link is not None:
+            for until, action in self._link.take_due():
+                hub.when_done(until, action)
         self._joined.set()
         # First the others, who wait at the door; the port may take a moment.
         office = threading.Thread(target=self._open_office, args=(PORT_S,), name="ebbtide-office", daemon=True)
@@ -293,7 +320,8 @@ class Pod:
 
         A pod that drained by order and that nobody collected ends its container, which wakes whoever collects pods.
         """
-        assert self._hub is not None
+        if self._hub is None or self._hub.alone:
+            return
         workers = self._hub.workers()
         parents, pids = {each.parent for each in workers}, {each.pid for each in workers}
         if len(parents) == 1 and not parents & pids and 0 not in parents:
