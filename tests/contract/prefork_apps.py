@@ -10,7 +10,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -66,23 +66,28 @@ class InThread:
 
     def __init__(self) -> None:
         self._up = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
+    def start(self, *more: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start it, and run coroutine functions beside it."""
+        self._up.clear()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run(more)), daemon=True)
         self._thread.start()
         assert self._up.wait(30)
 
     def stop(self) -> None:
         """Drain, and say goodbye."""
         runtime.drain("the worker leaves")
-        self._thread.join(30)
+        if self._thread is not None:
+            self._thread.join(30)
 
-    async def _run(self) -> None:
+    async def _run(self, more: tuple[Callable[[], Coroutine[Any, Any, None]], ...]) -> None:
         async with runtime:
-            obeying = asyncio.create_task(obey())
+            running = [asyncio.create_task(each()) for each in (obey, *more)]
             self._up.set()
             await runtime.wait_exit()
-        obeying.cancel()
+        for each in running:
+            each.cancel()
 
 
 def wsgi(environ: Any, start_response: Callable[..., Any]) -> list[bytes]:

@@ -13,6 +13,7 @@ from ebbtide import environment
 from ebbtide.protocol import Desired, PodState
 from tests.contract.member import Member
 from tests.contract.prefork import Pod
+from tests.contract.prefork_celery import an_app
 from tests.contract.watching import wait_until
 
 pytestmark = pytest.mark.etcd
@@ -67,6 +68,34 @@ def test_a_pod_drains_as_one_and_serves_again_as_one(pod_of: PodOf, command: tup
     assert pod.boots == 1
     pod.process.send_signal(signal.SIGTERM)
     pod.process.wait(20)
+    pod.wait_for(PodState.EXITING)
+
+
+def test_celery_children_drain_with_their_parent_and_lose_no_task(pod_of: PodOf, tmp_path: Path) -> None:
+    queue = tmp_path / "queue"
+    queue.mkdir()
+    app = an_app(queue)
+    pod = pod_of("-m", "celery", "-A", "tests.contract.prefork_celery", "worker", "--concurrency=2", "--loglevel=INFO")
+    pids = pod.wait_for_workers(3)
+    children = pids - {pod.process.pid}
+    wait_until(lambda: len(pod.states()) == 3)
+    for name in ("one", "two"):
+        app.send_task("wait_for_file", [name])
+    wait_until(lambda: {int(path.stem) for path in tmp_path.glob("*.busy")} == children)
+    pod.order()
+    pod.wait_for(PodState.DRAINING, active=2)
+    wait_until((tmp_path / "closed").exists)
+    app.send_task("wait_for_file", ["three"])
+    (tmp_path / "one").touch()
+    wait_until(lambda: sorted(pod.states().values()) == ["Drained", "Drained", "Draining"])
+    (tmp_path / "two").touch()
+    pod.wait_for(PodState.DRAINED, active=0)
+    (tmp_path / "three").touch()
+    pod.order(Desired.SERVE)
+    pod.wait_for(PodState.SERVING)
+    wait_until(lambda: pod.view()["tally"].get("finished") == 3)
+    pod.process.send_signal(signal.SIGTERM)
+    assert pod.process.wait(30) == 0
     pod.wait_for(PodState.EXITING)
 
 
