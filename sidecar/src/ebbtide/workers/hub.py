@@ -55,6 +55,7 @@ class Hub:
         self._numbers = itertools.count(1)
         self._answers: dict[int, dict[str, Message]] = {}
         self._due: list[Due] = []
+        self._resigned = False
         self._told_done = False
         self._spread_due = False
         before = group.leader
@@ -116,6 +117,8 @@ class Hub:
         """Wait for those that exit at the same time; False where another worker stays, and is to lead."""
         with self._news:
             self._news.wait_for(lambda: self.alone or not self._others_exit(), timeout_s)
+            # From here on nobody is let go: somebody has to be the last.
+            self._resigned = not self.alone
             return self.alone
 
     def when_done(self, until: float, action: Callable[[], None]) -> None:
@@ -272,8 +275,9 @@ class Hub:
             case {"kind": "goodbye", "snapshot": document}:
                 with self._lock:
                     self._group.update(Snapshot.decode(document))
-                # Only now it may go: who hears nothing is the one to speak for the pod.
-                channel.send({"kind": "dismissed"})
+                    if not self._resigned:
+                        # Only now it may go: who hears nothing is the one to speak for the pod.
+                        channel.send({"kind": "dismissed"})
             case {"kind": "answer", "number": number, "what": what}:
                 if what == "snapshot":
                     self._take_in(Snapshot.decode(message["answer"]))

@@ -41,6 +41,8 @@ PORT_S = 5.0
 """How long a new leader tries to get the port of the one before it."""
 DUMP_S = 5.0
 LEAVE_S = 1.0
+SETTLE_S = 3.0
+"""How long one that leaves waits for that, where the one that leads leaves as well."""
 RETRY_S = 0.02
 
 
@@ -140,7 +142,7 @@ class Pod:
         if self._bell is not None and self._hub is None:
             self._bell.ring()
             # Dismissed by the one that leads; or that one is gone, and this worker leads for its last moment.
-            self._settled.wait(LEAVE_S)
+            self._settled.wait(SETTLE_S)
         last = self._hub is None or self._hub.outlives_all(LEAVE_S)
         if self._agent is not None and not (self._agent.finish if last else self._agent.retire)(LEAVE_S):
             logger.warning("ebbtide: the final report did not get through within %g s", LEAVE_S)
