@@ -56,6 +56,14 @@ test-servers: venv ## The library under uvicorn, gunicorn, hypercorn, granian, a
 test-cluster: venv ## The real cluster, faults included; EBBTIDE_KEEP_CLUSTER=1 leaves it up
 	.venv/bin/pytest tests/cluster
 
+.PHONY: zoo
+zoo: venv ## 1,000 seeded drains among bad citizens: all within budget, nothing unaccounted for (about 3 min)
+	$(PY) tests/bench/zoo.py
+
+.PHONY: soak
+soak: venv ## Spawn, cancel, drain, undrain for 5 minutes: memory and every container flat
+	$(PY) tests/bench/soak.py
+
 ##@ Figures
 
 .PHONY: bench

@@ -13,6 +13,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +31,7 @@ MOST_CONNECTIONS = 32
 """Probes, one scraper, one preStop, and room; more are refused rather than served by more threads."""
 IDLE_S = 10.0
 """A connection that says nothing for so long gives its place to another."""
+RETRY_S = 0.05
 LONGEST_WAIT_S = 7 * 86400.0
 
 
@@ -72,7 +74,11 @@ class AdminView(Protocol):
         """Remember where tasks are created from now on, or do so no more."""
 
     def cancel(self, number: int, reason: str) -> bool:
-        """Cancel one unit of work; False where there is none of that number that can be cancelled."""
+        """Cancel one unit of work; False where there is none of that number that can be cancelled.
+
+        Raises:
+            ValueError: The number does not say which; the message says why.
+        """
 
     def request_drain(self, source: Source, text: str, *, leave: bool) -> None:
         """Start a drain; `leave`: exit once drained."""
@@ -113,11 +119,14 @@ class AdminServer:
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self) -> int | None:
-        """Listen and return the port; None where it is taken: that is logged, and the application goes on without."""
-        handler = _handler(self._view, self._token)
+    def start(self, patience_s: float = 0.0) -> int | None:
+        """Listen and return the port; None where it is taken: that is logged, and the application goes on without.
+
+        Args:
+            patience_s: Seconds for which it may be taken, by one that is about to leave it.
+        """
         try:
-            self._server = _Server((self._host, self._port), handler)
+            self._server = self._listen(time.monotonic() + patience_s)
         except OSError as error:
             logger.error(  # noqa: TRY400 (the address says it all)
                 "ebbtide: no admin server on %s:%d (%s): probes and preStop will not reach this process; "
@@ -133,6 +142,22 @@ class AdminServer:
         self._thread.start()
         port: int = self._server.server_address[1]
         return port
+
+    def _listen(self, give_up_at: float) -> _Server:
+        handler = _handler(self._view, self._token)
+        while True:
+            try:
+                return _Server((self._host, self._port), handler)
+            except OSError:
+                if time.monotonic() >= give_up_at:
+                    raise
+                time.sleep(RETRY_S)
+
+    def forget(self) -> None:
+        """Close the port in a forked child, for the parent to be the only one who has it."""
+        if self._server is not None:
+            self._server.socket.close()
+            self._server = None
 
     def stop(self) -> None:
         """Stop listening; answers that are under way are finished by their own threads."""
@@ -316,7 +341,11 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
             if not number.isdecimal():
                 self._text(HTTPStatus.BAD_REQUEST, f"id: must be the id of a task in flight, not {number!r}\n")
                 return
-            found = view.cancel(int(number), query.get("reason", ""))
+            try:
+                found = view.cancel(int(number), query.get("reason", ""))
+            except ValueError as error:
+                self._text(HTTPStatus.CONFLICT, f"{error}\n")
+                return
             self._json(HTTPStatus.ACCEPTED if found else HTTPStatus.NOT_FOUND, {"id": int(number), "cancelled": found})
 
         def _limits(self, _query: Mapping[str, str]) -> None:

@@ -240,6 +240,16 @@ class Gate:
             "own": self.own_limits.to_json(),
         }
 
+    def begin_anew(self) -> list[object]:
+        """Forget, in a forked child, who came in and who waits in the parent; return what must not be thrown away."""
+        kept: list[object] = []
+        for gate in self.every():
+            kept += [gate.waiters, gate.sleepers]
+            gate.waiters, gate.sleepers = Line(), Line()
+            if gate.numbers is not None:
+                gate.numbers.clear()
+        return kept
+
     def mark_plain(self) -> None:
         """Work out `plain` for this gate and those inside it."""
         self.plain: bool = self.alone and not self.breakers[0].row

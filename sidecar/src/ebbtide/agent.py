@@ -66,7 +66,7 @@ class Agent:
         self._wake = threading.Condition()
         self._edge = True
         self._reported = 0
-        self._finishing = False
+        self._ending = ""
         self._phase_revision = 0
         self._stable = True
         self._sequence = 0
@@ -96,8 +96,19 @@ class Agent:
 
     def finish(self, timeout_s: float) -> bool:
         """Write the final report, which outlives the lease, and stop; False where that took longer than `timeout_s`."""
+        return self._end("final", timeout_s)
+
+    def retire(self, timeout_s: float) -> bool:
+        """Stop without a final report: another process of the pod writes the next one.
+
+        Returns:
+            False where a report was still under way after `timeout_s`: it may come after the next one.
+        """
+        return self._end("retire", timeout_s)
+
+    def _end(self, how: str, timeout_s: float) -> bool:
         with self._wake:
-            self._finishing = True
+            self._ending = how
             self._wake.notify_all()
         done = self._finished.wait(timeout_s)
         self._stop.set()
@@ -154,6 +165,9 @@ class Agent:
         renewed_at = 0.0
         while not self._stop.is_set():
             kind = self._next(written_at, renewed_at)
+            if kind == "retire":
+                self._finished.set()
+                return
             try:
                 if kind == "renew":
                     self._renew()
@@ -180,22 +194,22 @@ class Agent:
         pause_s = random.uniform(longest_s / 2, longest_s)  # noqa: S311 (jitter)
         with self._wake:
             self._edge = True
-            if not self._finishing:
+            if not self._ending:
                 # The final report is worth a try of its own.
-                self._wake.wait_for(lambda: self._finishing, pause_s)
+                self._wake.wait_for(lambda: self._ending, pause_s)
                 return
         self._stop.wait(RETRY_LEAST_S)
 
     def _next(self, written_at: float, renewed_at: float) -> str:
-        """Wait for something to write; return `report`, `final` or `renew`."""
+        """Wait for something to write; return `report`, `final`, `retire` or `renew`."""
         # Jitter, so that a thousand pods that started together do not renew together.
         renew_at = renewed_at + KEEP_ALIVE_S * random.uniform(0.8, 1.0)  # noqa: S311
         looked_at = written_at
         with self._wake:
             while True:
                 now = time.monotonic()
-                if self._finishing:
-                    return "final"
+                if self._ending:
+                    return self._ending
                 if self._edge:
                     break
                 # In a steady state the number of tasks is nobody's concern. Otherwise it is looked at now and then:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from ebbtide.cancelling import call_in, cancel_everywhere
 from ebbtide.drainwatch import DrainWatch
@@ -41,6 +42,7 @@ class Effects:
         watchdog: None: nothing ends the process by force.
         tell: Tells the operator that something changed.
         give_up_start: Called in the loop where the process is told to leave before it has started.
+        exit_when_due: Calls what it is given once the process may exit.
 
     Attributes:
         ready: Whether readiness probes are answered with success.
@@ -57,6 +59,7 @@ class Effects:
         watchdog: Watchdog | None,
         tell: Callable[[], None],
         give_up_start: Callable[[], None],
+        exit_when_due: Callable[[Machine, Callable[[], None]], None],
     ) -> None:
         self.ready = False
         self.draining = False
@@ -69,6 +72,7 @@ class Effects:
         self._watchdog = watchdog
         self._tell = tell
         self._give_up_start = give_up_start
+        self._exit_when_due = exit_when_due
         self._exiting = False
         self._deadline_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -115,7 +119,7 @@ class Effects:
                 if report is not None:
                     logger.info("ebbtide: %s", report.line())
             case Exit():
-                call_in(self._loop, self.exit_due.set)
+                self._exit_when_due(machine, partial(call_in, self._loop, self.exit_due.set))
 
     async def drain_hooks_ended(self) -> None:
         """Wait for the drain hooks that run."""

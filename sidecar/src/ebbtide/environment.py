@@ -40,6 +40,10 @@ LEAK_IGNORE = "EBBTIDE_LEAK_IGNORE"
 """Comma-separated patterns of names of tasks or functions that may run outside any scope."""
 ORIGINS = "EBBTIDE_ORIGINS"
 """`1`: remember where tasks are created."""
+WORKERS = "EBBTIDE_WORKERS"
+"""`auto`, `single` or `shared`: whether processes of one pod find each other."""
+WORKERS_SOCKET = "EBBTIDE_WORKERS_SOCKET"
+"""Where they do: `@` and an abstract name, or an absolute path."""
 
 ADMIN_PORT = 8471
 TOKEN_AUDIENCE = "ebbtide"  # noqa: S105 (a name)

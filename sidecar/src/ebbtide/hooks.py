@@ -60,6 +60,10 @@ class Hooks:
             raise ValueError(f"{self._occasion} hook {name}: timeout_s: must be more than 0 seconds, not {limit_s!r}")
         self._hooks.append(_Registered(hook, name, limit_s))
 
+    def remove(self, hook: Hook) -> None:
+        """Register a hook no more; nothing happens where it is not."""
+        self._hooks = [registered for registered in self._hooks if registered.hook != hook]
+
     async def run(self, budget_s: float = math.inf) -> None:
         """Run every hook, the last registered first; who cancels this hurries the rest and skips none.
 

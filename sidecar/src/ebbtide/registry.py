@@ -49,6 +49,8 @@ SAMPLED = 0b111
 _numbers = itertools.count(1)
 """Of the process, not of one registry: an entry's number then says whose it is."""
 _known: tuple[weakref.ref[Registry], ...] = ()
+_inherited: list[object] = []
+"""Kept for good in a forked child: a coroutine that is thrown away runs its `finally`, on the parent's sockets."""
 
 
 def heartbeat() -> None:
@@ -110,12 +112,29 @@ class Registry:
         """Numbers of those that are counted already, and not waited for any more."""
         self.on_end: Callable[[Live, str], None] | None = None
         """Called with each end and its outcome, from whatever thread; usual ends only once intake is closed."""
+        self._parents: frozenset[int] = frozenset()
+        """Numbers of what was in flight in the parent when this process was forked."""
         self.gate = Gate(self, limits or Limits())
         self.bucket = self.gate.bucket
         self.beats: dict[int, float] = {}
         """When entries last said that they are alive, monotonic seconds, by number; some may have ended meanwhile."""
         global _known  # noqa: PLW0603 (replaced as a whole: it is read in other threads)
         _known = (*(reference for reference in _known if reference() is not None), weakref.ref(self))
+
+    def begin_anew(self) -> None:
+        """Forget, in a forked child, what runs in the parent; what of it ends here all the same is not counted."""
+        _inherited.append((self.live, self.gate.begin_anew()))
+        self._parents = frozenset(self.live)
+        self.live = {}
+        self.on_end = None
+        for numbers in (self.blocks, self.abandoned, self.marks, self.beats):
+            numbers.clear()
+        self.intake_open = True
+        self.home, self.loop = 0, None
+        self._tally = dict.fromkeys(self._tally, 0)
+        self._elsewhere = dict(self._tally)
+        self._finished = 0
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.live)
@@ -228,6 +247,8 @@ class Registry:
             outcome: One of `TASK_OUTCOMES`.
             gate: The one it came in by; None: none, it is a block.
         """
+        if number in self._parents:
+            return
         self.marks.pop(number, None)
         if number in self.abandoned:
             self.abandoned.discard(number)

@@ -12,14 +12,11 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from ebbtide.admin import AdminServer
-from ebbtide.agent import Agent
 from ebbtide.care import Care
 from ebbtide.conductor import PATROL_S, Conductor
 from ebbtide.drainreport import DrainReport
 from ebbtide.drainwatch import DrainWatch
-from ebbtide.effects import FINAL_REPORT_S, Effects
-from ebbtide.environment import CA, ENDPOINTS
+from ebbtide.effects import Effects
 from ebbtide.errors import NotRunning
 from ebbtide.exposition import Numbers
 from ebbtide.hooks import HOOK_S, Hook, Hooks
@@ -29,11 +26,9 @@ from ebbtide.machine import (
     DrainRequested,
     Durations,
     Machine,
-    Ordered,
     Reason,
     Source,
     Started,
-    StoreRestarted,
     TasksChanged,
     UndrainRequested,
 )
@@ -48,6 +43,8 @@ from ebbtide.threads import in_daemon_thread
 from ebbtide.trendwatch import TrendWatch
 from ebbtide.views import Views
 from ebbtide.watchdog import Watchdog
+from ebbtide.workers.local import Local
+from ebbtide.workers.pod import Pod
 
 logger = logging.getLogger("ebbtide")
 
@@ -70,34 +67,38 @@ class Runtime(Care):
 
     def __init__(self, settings: Settings | None = None, *, watchdog: bool = True) -> None:
         self._settings = Settings.from_env(os.environ) if settings is None else settings
+        self._watchdog = watchdog
         self._registry = Registry(self._emptied, self._settings.limits, self._settings.durations.cancel_grace_s)
         self._scopes: weakref.WeakValueDictionary[str, Scope] = weakref.WeakValueDictionary()
         self._drain_hooks = Hooks("drain")
         self._exit_hooks = Hooks("exit")
         self._start_up = StartUp(self._exit_hooks)
+        self._begin()
+        _alive.add(self)
+
+    def _begin(self) -> None:
+        """Make what belongs to one process: all but the scopes, the limits, the steps and the hooks."""
+        durations = self._settings.durations
         hooks = (self._drain_hooks, self._exit_hooks)
         self._drain_watch = DrainWatch(self._registry, lambda: [record for some in hooks for record in some.records])
         self._effects = Effects(
             self._registry,
             self._drain_watch,
             self._drain_hooks,
-            Watchdog() if watchdog else None,
-            self._tell,
-            self._start_up.give_up,
+            Watchdog() if self._watchdog else None,
+            tell=lambda: self._pod.edge(),  # noqa: PLW0108 (the pod is made last: it needs what this makes)
+            give_up_start=self._start_up.give_up,
+            exit_when_due=lambda machine, leave: self._pod.exit_when_due(machine, leave),  # noqa: PLW0108 (likewise)
         )
         self._conductor = Conductor(
-            Machine(defaults=self._settings.durations),
+            Machine(defaults=durations),
             self._registry.awaited,
             self._effects.carry_out,
             self._effects.observe,
             self._patrol,
         )
-        self._admin = AdminServer(
-            self, self._settings.admin_host, self._settings.admin_port, self._settings.admin_token
-        )
         self._signals = Signals(self._on_signal, lambda: self._conductor.do(self._log_dump))
         self._displaced: tuple[str, ...] = ()
-        self._agent: Agent | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._trend = TrendWatch(PATROL_S)
         self._leaks = LeakWatch(self._registry, self._settings)
@@ -109,8 +110,8 @@ class Runtime(Care):
             lambda: self._leaks.counts,
             self._drain_watch.report,
         )
-        self.admin_port: int | None = None
-        """Port of the admin server; None before the start, and where it could not listen."""
+        local = Local(self._conductor, self._registry, self._views, self._leaks, lambda: self._effects.ready, durations)
+        self._pod = Pod(self, local, self._settings)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -127,10 +128,8 @@ class Runtime(Care):
         for problem in self._settings.problems:
             logger.warning("ebbtide: %s", problem)
         self._conductor.start()
-        self.admin_port = self._admin.start()
         self._signals.install()
-        if self._settings.has_store:
-            self._agent = self._start_agent()
+        await self._pod.join(self._loop)
         try:
             await self._start_up.run()
         except BaseException as error:
@@ -150,10 +149,9 @@ class Runtime(Care):
         async with AsyncExitStack() as last:
             last.callback(self._leaks.stop)
             last.callback(self._conductor.stop)
-            last.push_async_callback(in_daemon_thread, self._admin.stop)
             last.callback(self._signals.uninstall)
-            if self._agent is not None:
-                last.push_async_callback(in_daemon_thread, self._say_goodbye)
+            last.push_async_callback(in_daemon_thread, self._pod.leave)
+            last.callback(self._pod.before_leave)
             last.push_async_callback(self._stop)
             last.push_async_callback(self._effects.drain_hooks_ended)
             await self._leave(crashed=crashed, why="" if error is None else repr(error))
@@ -208,6 +206,11 @@ class Runtime(Care):
     def intake_open(self) -> bool:
         """False while new work is refused."""
         return self._registry.intake_open
+
+    @property
+    def admin_port(self) -> int | None:
+        """Port of the admin server; None before the start, and where it could not listen or another worker has it."""
+        return self._pod.admin_port
 
     @property
     def tasks_left(self) -> int:
@@ -291,24 +294,7 @@ class Runtime(Care):
 
     def sample(self) -> Numbers:
         """Return what is counted, for the metrics."""
-        return self._views.numbers(None if self._agent is None else self._agent.connected)
-
-    def _start_agent(self) -> Agent | None:
-        try:
-            agent = Agent(
-                self._settings,
-                make_report=self._views.report,
-                count=self._registry.__len__,
-                on_order=lambda order: self._conductor.post(Ordered(order)),
-                on_store_restarted=lambda: self._conductor.post(StoreRestarted()),
-            )
-        except (ValueError, OSError) as error:  # a certificate that cannot be read is an OSError
-            logger.error(  # noqa: TRY400 (the message says it all)
-                "ebbtide: the operator is not told anything, since %s or %s cannot be used: %s", ENDPOINTS, CA, error
-            )
-            return None
-        agent.start()
-        return agent
+        return self._views.numbers(self._pod.store_connected)
 
     async def _leave(self, *, crashed: bool, why: str) -> None:
         own = self._settings.durations
@@ -324,20 +310,13 @@ class Runtime(Care):
             await self._effects.exit_due.wait()
         except asyncio.CancelledError:
             # Somebody is in a hurry: the cleanup of tasks is still waited for.
+            self._pod.hurry()
             self._conductor.post(DrainRequested(Reason(Source.EXIT), at_once, leave=True))
             await self._effects.exit_due.wait()
             raise
 
     async def _stop(self) -> None:
         await self._exit_hooks.run(self._effects.stop_budget_s())
-
-    def _tell(self) -> None:
-        if self._agent is not None:
-            self._agent.edge()
-
-    def _say_goodbye(self) -> None:
-        if self._agent is not None and not self._agent.finish(FINAL_REPORT_S):
-            logger.warning("ebbtide: the final report did not get through within %g s", FINAL_REPORT_S)
 
     def _emptied(self) -> None:
         self._conductor.post(TasksChanged(0))
@@ -347,6 +326,8 @@ class Runtime(Care):
         grace_s = self._settings.durations.cancel_grace_s
         durations = None if count == 1 else Durations(0.0, 0.0, grace_s)
         self._conductor.post(DrainRequested(Reason(Source.SIGNAL, name), durations, leave=True))
+        if count > 1:
+            self._conductor.do(self._pod.hurry)
 
     def _log_dump(self) -> None:
         """Write what is in flight to the log, in a thread of its own: the conductor keeps deadlines."""
@@ -365,3 +346,24 @@ class Runtime(Care):
                 ", ".join(displaced),
             )
         self._displaced = displaced
+
+    def begin_anew(self) -> None:
+        """Become, in a forked child, a runtime that was never started; scopes, limits, steps and hooks stay."""
+        # Kept for good: a coroutine of the parent's that was thrown away would run its `finally` here.
+        _inherited.append((dict(self.__dict__), self._start_up.begin_anew()))
+        self._signals.forget()
+        self._pod.forget()
+        self._registry.begin_anew()
+        self._begin()
+
+
+_alive: weakref.WeakSet[Runtime] = weakref.WeakSet()
+_inherited: list[object] = []
+
+
+def _after_fork_in_child() -> None:
+    for runtime in list(_alive):
+        runtime.begin_anew()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -7,8 +7,11 @@ which variable it was, what was found, and what is wanted.
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -18,6 +21,19 @@ from ebbtide.machine import Durations
 from ebbtide.protocol import DEFAULT_PREFIX, Keys
 
 LONGEST_S = 7 * 86400.0
+LONGEST_SOCKET = 100
+"""Bytes; the kernel takes 107."""
+
+
+class Workers(StrEnum):
+    """Whether processes of one pod find each other and speak with one voice."""
+
+    AUTO = "auto"
+    """Where the pod has a UID and the machine has abstract sockets; else as `single`."""
+    SINGLE = "single"
+    """Each process is on its own."""
+    SHARED = "shared"
+    """They do; without a pod's UID, those of one user with one admin address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +74,10 @@ class Settings:
     """Remember where tasks are created; costs every coroutine about half a microsecond."""
     grace_period_s: float | None = None
     """The pod's terminationGracePeriodSeconds; None: not known."""
+    workers: Workers = Workers.AUTO
+    """Whether other processes of the pod report through this one, or this one through another."""
+    workers_socket: str = ""
+    """Where they meet: `@` and an abstract name, or an absolute path; empty: a name for the pod."""
     problems: tuple[str, ...] = ()
     """One sentence for each variable that cannot be used, and for a budget that does not fit."""
 
@@ -65,6 +85,18 @@ class Settings:
     def has_store(self) -> bool:
         """Whether there is an operator to report to."""
         return bool(self.endpoints and self.pod_uid and self.pod_namespace)
+
+    @property
+    def meeting_place(self) -> str | None:
+        """Where the workers of the pod meet; None where this process is on its own."""
+        known = bool(self.workers_socket or self.pod_uid)
+        if self.workers is Workers.SINGLE or (self.workers is Workers.AUTO and not known):
+            return None
+        if self.workers_socket:
+            return self.workers_socket
+        if sys.platform != "linux":
+            return None
+        return f"@ebbtide/{self.pod_uid or f'{os.geteuid()}/{self.admin_host}:{self.admin_port}'}"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -95,6 +127,8 @@ class Settings:
             leak_ignore=reader.patterns(environment.LEAK_IGNORE),
             origins=reader.switch(environment.ORIGINS),
             grace_period_s=grace_period_s if grace_period_s >= 0 else None,
+            workers=reader.workers(),
+            workers_socket=reader.workers_socket(),
         )
         reader.check_budget(settings)
         reader.check_identity(settings)
@@ -198,6 +232,21 @@ class _Reader:
         except ValueError as error:
             self._refuse(environment.PREFIX, str(error).partition(": ")[2], text, DEFAULT_PREFIX)
             return DEFAULT_PREFIX
+        return text
+
+    def workers(self) -> Workers:
+        text = self.text(environment.WORKERS) or str(Workers.AUTO)
+        if text not in set(Workers):
+            self._refuse(environment.WORKERS, f"must be {', '.join(Workers)}", text, str(Workers.AUTO))
+            return Workers.AUTO
+        return Workers(text)
+
+    def workers_socket(self) -> str:
+        text = self.text(environment.WORKERS_SOCKET)
+        if text and (not text.startswith(("@", "/")) or len(text.encode()) > LONGEST_SOCKET or "\0" in text):
+            wanted = f"must be an absolute path, or @ and a name, of at most {LONGEST_SOCKET} bytes"
+            self._refuse(environment.WORKERS_SOCKET, wanted, text, "the pod's own name")
+            return ""
         return text
 
     def check_budget(self, settings: Settings) -> None:

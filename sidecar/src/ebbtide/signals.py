@@ -80,6 +80,24 @@ class Signals:
             signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         self._dumps = False
 
+    def forget(self) -> None:
+        """Put the earlier handlers back in a forked child, and leave the loop alone, which is the parent's."""
+        for number, earlier in self._earlier.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, earlier)
+        self._earlier.clear()
+        if self._dumps and signal.getsignal(signal.SIGUSR1) == self._dump:
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        self._dumps = False
+        if self._alarm is not None:
+            _, receiver, sender = self._alarm
+            self._alarm = None
+            current = signal.set_wakeup_fd(-1)
+            if current not in {-1, sender.fileno()}:
+                signal.set_wakeup_fd(current)
+            receiver.close()
+            sender.close()
+
     @property
     def displaced(self) -> tuple[str, ...]:
         """Names of signals whose handlers somebody replaced after us: they do not reach us any more."""

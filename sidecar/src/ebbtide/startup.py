@@ -61,6 +61,7 @@ class StartUp:
     def __init__(self, stops: Hooks) -> None:
         self._stops = stops
         self._steps: list[_Step] = []
+        self._lives: list[_Life] = []
         self._ran = False
         self._leaving = False
         self._news = asyncio.Event()
@@ -98,8 +99,21 @@ class StartUp:
         self._leaving = True
         self._news.set()
 
+    def begin_anew(self) -> object:
+        """Be, in a forked child, a start that was never made; return what must not be thrown away.
+
+        What the parent started is the parent's to stop.
+        """
+        lives, self._lives = self._lives, []
+        for life in lives:
+            self._stops.remove(life.stop)
+        self._ran = self._leaving = False
+        self._news = asyncio.Event()
+        return lives
+
     async def _start(self, step: _Step) -> None:
         life = _Life(step, self._news)
+        self._lives.append(life)
         try:
             async with asyncio.timeout(step.start_s):
                 while not (life.started or life.task.done() or self._leaving):

@@ -46,7 +46,7 @@ class Views:
         self._trend = trend
         self._drain_report = drain_report
         self._leaks = leaks
-        self._boot_id = uuid4().hex
+        self.boot_id = uuid4().hex
 
     def report(self, sequence: int, phase_revision: int) -> Report:
         """Return what the operator is told."""
@@ -55,7 +55,7 @@ class Views:
         return Report(
             state=machine.state,
             sequence=sequence,
-            boot_id=self._boot_id,
+            boot_id=self.boot_id,
             generation=machine.generation,
             active=len(self._registry),
             oldest_age_s=round(self._registry.oldest_age_s(), 3),

@@ -1,0 +1,439 @@
+"""The pod that a process belongs to: alone, as the worker that leads, or as one that follows.
+
+Only the worker that leads has the admin server and the agent, so a pod has one port and one report. A process that is
+alone has no thread for any of this: the socket where others would come is watched by its event loop until one does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ebbtide.admin import AdminServer, AdminView
+from ebbtide.agent import Agent
+from ebbtide.drainreport import DrainReport
+from ebbtide.environment import CA, ENDPOINTS, WORKERS, WORKERS_SOCKET
+from ebbtide.exposition import Numbers
+from ebbtide.machine import Machine, Source
+from ebbtide.protocol import PodState, Report
+from ebbtide.settings import Settings
+from ebbtide.threads import in_daemon_thread
+from ebbtide.workers.channel import Bell, Channel
+from ebbtide.workers.group import Group
+from ebbtide.workers.hub import REGROUP_S, Hub
+from ebbtide.workers.link import Link
+from ebbtide.workers.local import Local
+from ebbtide.workers.place import Place
+from ebbtide.workers.snapshot import merged_numbers, merged_report
+
+logger = logging.getLogger("ebbtide")
+
+JOIN_S = 2.0
+"""How long a start waits to hear what holds for the pod; a worker that hears later obeys later."""
+PORT_S = 5.0
+"""How long a new leader tries to get the port of the one before it."""
+ANSWER_S = 5.0
+LEAVE_S = 1.0
+SETTLE_S = 3.0
+"""How long one that leaves waits for that, where the one that leads leaves as well."""
+RETRY_S = 0.02
+
+
+class Pod:
+    """Speak for the pod, or to the worker that does. The view of the admin server.
+
+    Args:
+        process: This process, for what is asked of it alone.
+        local: The same as a worker.
+        settings: Where to listen, whom to tell, and whether there may be other workers.
+    """
+
+    def __init__(self, process: AdminView, local: Local, settings: Settings) -> None:
+        self._process = process
+        self._local = local
+        self._settings = settings
+        self._place = None if settings.meeting_place is None else Place(settings.meeting_place)
+        self._stop = threading.Event()
+        self._joined = threading.Event()
+        self._leaving = threading.Event()
+        self._settled = threading.Event()
+        self._hurried = False
+        self._bell: Bell | None = None
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listener: socket.socket | None = None
+        self._hub: Hub | None = None
+        self._link: Link | None = None
+        self._admin: AdminServer | None = None
+        self._agent: Agent | None = None
+        self._channel: Channel | None = None
+        self.admin_port: int | None = None
+
+    @property
+    def store_connected(self) -> bool | None:
+        return None if self._agent is None else self._agent.connected
+
+    # --- the life of a worker
+
+    async def join(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take the lead, or find the worker that has it and obey what holds for the pod."""
+        self._loop = loop
+        if not self._claim():
+            # Not served before that: a pod that drains must not get a worker that takes new work.
+            self._follow_in_thread()
+            await in_daemon_thread(lambda: self._joined.wait(JOIN_S))
+            if not self._joined.is_set():
+                logger.warning("ebbtide: the worker that leads this pod did not answer within %g s", JOIN_S)
+            return
+        self._open_office()
+        if self._listener is not None:
+            try:
+                loop.add_reader(self._listener, self._somebody_comes)
+            except NotImplementedError:
+                self._lead_in_thread()
+
+    def edge(self) -> None:
+        """Say that the state of this process changed. Cheap, from any thread."""
+        if self._hub is not None:
+            self._hub.refresh()
+        elif self._bell is not None:
+            self._bell.ring()
+        self._changed()
+
+    def exit_when_due(self, machine: Machine, action: Callable[[], None]) -> None:
+        """Let this process exit: at once, or where the pod is to drain as a whole, when all of it is drained.
+
+        Otherwise whoever started it would start another one meanwhile; and who leads is the one who tells.
+
+        Args:
+            machine: Whose deadline is the latest for that.
+            action: Lets it exit.
+        """
+        role = self._hub or self._link
+        if role is None or self._hurried or not role.to_drain:
+            action()
+            return
+
+        def leave() -> None:
+            if machine.insist and machine.reason is not None and machine.reason.source is Source.ORDER:
+                self._end_parent()
+            action()
+
+        role.when_done(machine.deadline_at, leave)
+
+    def hurry(self) -> None:
+        """Let this process exit without waiting for the others; somebody insists."""
+        self._hurried = True
+        role = self._hub or self._link
+        for _, action in [] if role is None else role.take_due():
+            action()
+
+    def leave(self) -> None:
+        """Say goodbye, and let another worker lead; blocks for some seconds at most."""
+        self._leaving.set()
+        if self._bell is not None and self._hub is None:
+            self._bell.ring()
+            # Dismissed by the one that leads; or that one is gone, and this worker leads for its last moment.
+            self._settled.wait(SETTLE_S)
+        last = self._hub is None or self._hub.outlives_all(LEAVE_S)
+        if self._agent is not None and not (self._agent.finish if last else self._agent.retire)(LEAVE_S):
+            logger.warning("ebbtide: the final report did not get through within %g s", LEAVE_S)
+        if self._admin is not None:
+            self._admin.stop()
+        self._stop.set()
+        if self._hub is not None:
+            self._hub.wake()
+        if self._bell is not None:
+            self._bell.ring()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(LEAVE_S)
+
+    def before_leave(self) -> None:
+        """Stop watching for others, in the loop's thread."""
+        if self._loop is None or self._listener is None or self._thread is not None:
+            return
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        if self._place is not None:
+            self._place.release()
+
+    def forget(self) -> None:
+        """Close, in a forked child, what belongs to its parent; its threads are not there."""
+        for open_end in (self._listener, self._hub, self._bell, self._channel):
+            if open_end is not None:
+                open_end.close()
+        if self._place is not None:
+            self._place.release()
+        if self._admin is not None:
+            self._admin.forget()
+
+    # --- roles
+
+    def _claim(self) -> bool:
+        """Take the lead; False where another worker has it."""
+        listener = None
+        if self._place is not None:
+            try:
+                listener = self._claim_after_others(patient=True)
+            except OSError as error:
+                logger.warning(
+                    "ebbtide: other workers of this pod cannot be found, since there is no listening at %s (%s); "
+                    "set %s to a path in a folder that can be written to, or %s to single",
+                    self._place.name,
+                    error,
+                    WORKERS_SOCKET,
+                    WORKERS,
+                )
+                self._place = None
+            else:
+                if listener is None:
+                    return False
+        if listener is not None:
+            self._listener = listener
+            self._hub = Hub(self._local, Group(self._local.views.boot_id), listener, self._changed)
+        return True
+
+    def _open_office(self, patience_s: float = 0.0) -> None:
+        settings = self._settings
+        if settings.has_store:
+            self._agent = self._start_agent()
+        self._settled.set()
+        self._admin = AdminServer(self, settings.admin_host, settings.admin_port, settings.admin_token)
+        self.admin_port = self._admin.start(patience_s)
+
+    def _start_agent(self) -> Agent | None:
+        try:
+            agent = Agent(
+                self._settings,
+                make_report=self._report,
+                count=self._count,
+                on_order=self._hub.order if self._hub is not None else self._local.obey,
+                on_store_restarted=self._store_restarted,
+            )
+        except (ValueError, OSError) as error:  # a certificate that cannot be read is an OSError
+            logger.error(  # noqa: TRY400 (the message says it all)
+                "ebbtide: the operator is not told anything, since %s or %s cannot be used: %s", ENDPOINTS, CA, error
+            )
+            return None
+        agent.start()
+        return agent
+
+    def _somebody_comes(self) -> None:
+        assert self._loop is not None
+        assert self._listener is not None
+        self._loop.remove_reader(self._listener)
+        self._lead_in_thread()
+
+    def _lead_in_thread(self) -> None:
+        assert self._hub is not None
+        self._start_thread(partial(self._hub.run, self._stop))
+
+    def _follow_in_thread(self) -> None:
+        self._bell = Bell()
+        self._start_thread(self._follow)
+
+    def _start_thread(self, work: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=work, name="ebbtide-workers", daemon=True)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        """Follow one leader after the other, until this worker leads or leaves."""
+        assert self._place is not None
+        assert self._bell is not None
+        patient_until = time.monotonic() + REGROUP_S
+        while not self._stop.is_set():
+            try:
+                listener = self._claim_after_others(patient=self._group() is None and time.monotonic() < patient_until)
+                if listener is not None:
+                    self._take_over(listener)
+                    return
+                self._channel = Channel(self._place.call())
+            except OSError as error:
+                # It died just now, and its name is not free yet.
+                logger.debug("ebbtide: the leading worker cannot be reached: %s", error)
+                self._stop.wait(RETRY_S)
+                continue
+            self._link = link = Link(self._local, self._channel, self._bell, self._joined, self._place.mark, self._link)
+            dismissed = link.run(self._leaving)
+            self._channel.close()
+            if dismissed:
+                self._settled.set()
+                return
+            self._stop.wait(RETRY_S)
+
+    def _claim_after_others(self, *, patient: bool) -> socket.socket | None:
+        """Listen; None where somebody does, or `patient`, where others know more of the pod and are about to."""
+        assert self._place is not None
+        listener = self._place.claim()
+        if listener is None or not patient or not self._place.marked():
+            return listener
+        self._place.give_up(listener)
+        return None
+
+    def _group(self) -> Group | None:
+        return None if self._link is None else self._link.group
+
+    def _take_over(self, listener: socket.socket) -> None:
+        logger.info("ebbtide: this worker speaks for the pod from now on")
+        self._listener = listener
+        group = self._group() or Group(self._local.views.boot_id)
+        self._hub = hub = Hub(self._local, group, listener, self._changed)
+        if self._link is not None:
+            for until, action in self._link.take_due():
+                hub.when_done(until, action)
+        self._joined.set()
+        # First the others, who wait at the door; the port may take a moment.
+        office = threading.Thread(target=self._open_office, args=(PORT_S,), name="ebbtide-office", daemon=True)
+        office.start()
+        hub.run(self._stop)
+
+    # --- what the agent asks
+
+    def _report(self, sequence: int, phase_revision: int) -> Report:
+        if self._hub is not None:
+            return self._hub.report(phase_revision)
+        return self._local.views.report(sequence, phase_revision)
+
+    def _count(self) -> int:
+        if self._hub is None:
+            return self._local.glance().report.active
+        return sum(each.report.active for each in self._hub.workers())
+
+    def _store_restarted(self) -> None:
+        if self._hub is not None:
+            self._hub.store_restarted()
+        else:
+            self._local.store_restarted()
+
+    def _changed(self) -> None:
+        if self._agent is not None:
+            self._agent.edge()
+
+    def _end_parent(self) -> None:
+        """End the process that would start new workers in the place of those that exit.
+
+        A pod that drained by order and that nobody collected ends its container, which wakes whoever collects pods.
+        """
+        if self._hub is None or self._hub.alone:
+            return
+        workers = self._hub.workers()
+        parents, pids = {each.parent for each in workers}, {each.pid for each in workers}
+        if len(parents) == 1 and not parents & pids and 0 not in parents:
+            (parent,) = parents
+            logger.warning("ebbtide: the pod is drained; ending process %d, the parent of its workers", parent)
+            os.kill(parent, signal.SIGTERM)
+
+    # --- what the admin server asks
+
+    def _led(self) -> Hub | None:
+        """Return the hub where there are others."""
+        return None if self._hub is None or self._hub.alone else self._hub
+
+    @property
+    def state(self) -> PodState:
+        hub = self._led()
+        return self._process.state if hub is None else hub.state()
+
+    @property
+    def ready(self) -> bool:
+        hub = self._led()
+        return self._process.ready if hub is None else any(each.ready for each in hub.workers())
+
+    def alive(self) -> bool:
+        return self._process.alive()
+
+    def drain_view(self) -> Mapping[str, Any]:
+        own, hub = self._process.drain_view(), self._led()
+        if hub is None:
+            return own
+        workers = hub.workers()
+        report = merged_report(workers, hub.gone(), sequence=0, boot_id="", phase_revision=0)
+        numbers = merged_numbers(Numbers(report.state, 0, 0.0), workers, hub.gone())
+        return {
+            **own,
+            "state": report.state.value,
+            "active": report.active,
+            "oldest_age_s": report.oldest_age_s,
+            "eta_s": report.eta_s,
+            "forced": report.forced,
+            "tally": report.tally,
+            "late_arrivals": numbers.late_arrivals,
+            "workers": [
+                {"pid": each.pid, "state": each.report.state.value, "active": each.report.active} for each in workers
+            ],
+        }
+
+    def drain_report(self) -> DrainReport | None:
+        """Return the report of the worker that leads; every worker logs its own."""
+        return self._process.drain_report()
+
+    def dump(self, query: Mapping[str, str]) -> str:
+        """Return what is in flight in every worker, one after the other; JSON: one document per line."""
+        return self._of_all("dump", self._process.dump(query), query)
+
+    def leaks_view(self, query: Mapping[str, str]) -> str:
+        """Return what looks like a leak in every worker, one after the other; JSON: one document per line."""
+        return self._of_all("leaks", self._process.leaks_view(query), query)
+
+    def _of_all(self, what: str, own: str, query: Mapping[str, str]) -> str:
+        hub = self._led()
+        if hub is None:
+            return own
+        pids = {each.worker: each.pid for each in hub.workers()}
+        texts = {os.getpid(): own}
+        for worker, answer in hub.ask(what, query, ANSWER_S).items():
+            texts[pids.get(worker, 0)] = answer.get("answer", answer.get("error", ""))
+        if query.get("format") in {"json", "collapsed"}:
+            return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts.values())
+        return "\n".join(f"worker {pid}\n{text}" for pid, text in texts.items())
+
+    def trace_origins(self, on: bool) -> None:
+        """Remember where tasks are created, in every worker."""
+        self._process.trace_origins(on)
+        hub = self._led()
+        if hub is not None:
+            hub.ask("trace_origins", {"on": on}, ANSWER_S)
+
+    def cancel(self, number: int, reason: str) -> bool:
+        hub = self._led()
+        if hub is not None:
+            count = len(hub.workers())
+            raise ValueError(
+                f"id: every worker has its own, and this pod has {count}; call runtime.cancel in the worker"
+            )
+        return self._process.cancel(number, reason)
+
+    def request_drain(self, source: Source, text: str, *, leave: bool) -> None:
+        if self._hub is None:
+            self._process.request_drain(source, text, leave=leave)
+        else:
+            self._hub.drain(source, text, leave=leave)
+
+    def request_undrain(self) -> bool:
+        return self._process.request_undrain() if self._hub is None else self._hub.undrain()
+
+    def wait_drained(self, timeout_s: float) -> bool:
+        return self._process.wait_drained(timeout_s) if self._hub is None else self._hub.wait_done(timeout_s)
+
+    def limits_view(self) -> Sequence[Mapping[str, Any]]:
+        return self._process.limits_view()
+
+    def change_limits(self, scope: str, texts: Mapping[str, str]) -> Mapping[str, Any]:
+        """Change limits in every worker: they are those of a process, not of the pod."""
+        changed = self._process.change_limits(scope, texts)
+        hub = self._led()
+        if hub is not None:
+            hub.ask("change_limits", {"scope": scope, "texts": dict(texts)}, ANSWER_S)
+        return changed
+
+    def sample(self) -> Numbers:
+        own, hub = self._process.sample(), self._led()
+        return own if hub is None else merged_numbers(own, hub.workers(), hub.gone())

@@ -1,0 +1,142 @@
+"""A process that forks while its runtime runs: the child begins anew, and harms nothing of its parent's."""
+
+import subprocess
+import sys
+import textwrap
+
+FORKING = """
+    import asyncio, os, signal, socket, ebbtide
+    from ebbtide.machine import Durations
+
+    def in_child(function):
+        # Where the parent's loop runs, in the middle of its work.
+        child = os.fork()
+        if child:
+            return child
+        try:
+            # The parent's loop is no loop of this process.
+            asyncio._set_running_loop(None)
+            function()
+        except BaseException as error:
+            print("child failed:", repr(error), flush=True)
+        os._exit(0)
+
+    def wait_for(child):
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    runtime = ebbtide.Runtime(ebbtide.Settings(admin_port=0, durations=Durations(0, 30, 5)), watchdog=False)
+    scope = runtime.scope("work", limits=ebbtide.Limits(max_tasks=1))
+"""
+
+
+def run(script: str) -> str:
+    program = textwrap.dedent(FORKING) + textwrap.dedent(script)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout + ran.stderr
+
+
+def test_a_runtime_that_runs_in_the_parent_runs_anew_in_the_child() -> None:
+    assert (
+        run("""
+        async def serve():
+            async with runtime:
+                await scope.spawn(asyncio.sleep(0))
+                print("child", runtime.state, runtime.tasks_left, runtime.drain_view()["tally"], flush=True)
+
+        async def main():
+            async with runtime:
+                held = scope.spawn(asyncio.Event().wait())
+                wait_for(in_child(lambda: asyncio.run(serve())))
+                print("parent", runtime.state, runtime.tasks_left, flush=True)
+                held.cancel()
+        asyncio.run(main())
+    """)
+        == "child Serving 0 {'finished': 1}\nparent Serving 1\n"
+    )
+
+
+def test_the_clean_up_of_the_parents_tasks_does_not_run_in_the_child() -> None:
+    assert (
+        run("""
+        import gc
+        async def work():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                print("cleaned up in", "parent" if os.getpid() == parent else "child", flush=True)
+
+        parent = os.getpid()
+        async def main():
+            async with runtime:
+                scope.spawn(work())
+                await asyncio.sleep(0)
+                wait_for(in_child(gc.collect))
+                scope.cancel("enough")
+        asyncio.run(main())
+    """)
+        == "cleaned up in parent\n"
+    )
+
+
+def test_a_child_that_leaves_a_block_of_its_parents_counts_nothing() -> None:
+    assert (
+        run("""
+        async def main():
+            async with runtime:
+                with scope.track():
+                    child = os.fork()
+                if not child:
+                    print("child", runtime.tasks_left, runtime.drain_view()["tally"], flush=True)
+                    os._exit(0)
+                wait_for(child)
+                print("parent", runtime.tasks_left, runtime.drain_view()["tally"], flush=True)
+        asyncio.run(main())
+    """)
+        == "child 0 {}\nparent 0 {'finished': 1}\n"
+    )
+
+
+def test_the_childs_own_runtime_hears_its_signals_and_the_parents_does_not() -> None:
+    assert (
+        run("""
+        async def serve():
+            async with runtime:
+                os.kill(os.getpid(), signal.SIGTERM)
+                await runtime.wait_exit()
+                print("child", runtime.drain_view()["reason"], flush=True)
+
+        async def main():
+            async with runtime:
+                wait_for(in_child(lambda: asyncio.run(serve())))
+                print("parent", runtime.state, flush=True)
+        asyncio.run(main())
+    """)
+        == "child signal: SIGTERM\nparent Serving\n"
+    )
+
+
+def test_a_child_that_outlives_its_parent_holds_neither_port_nor_lead() -> None:
+    assert (
+        run("""
+        settings = ebbtide.Settings(admin_port=0, pod_uid=f"test-{os.getpid()}", pod_namespace="test")
+
+        async def main():
+            async with ebbtide.Runtime(settings, watchdog=False) as first:
+                port = first.admin_port
+                told, tell = os.pipe()
+                child = os.fork()
+                if not child:
+                    os.close(tell)
+                    os.read(told, 1)  # until the parent is through
+                    os._exit(0)
+            with socket.create_server(("127.0.0.1", port)):
+                print("the port is free", flush=True)
+            async with ebbtide.Runtime(settings, watchdog=False) as second:
+                print("the lead is free", second.admin_port is not None, flush=True)
+            os.close(tell)
+            wait_for(child)
+        asyncio.run(main())
+    """)
+        == "the port is free\nthe lead is free True\n"
+    )
