@@ -192,6 +192,20 @@ def test_a_drained_pod_that_nobody_collects_ends_with_its_master(pod_of: PodOf) 
     pod.wait_for(PodState.EXITING)
 
 
+@pytest.mark.parametrize("command", [SERVERS["uvicorn"], SERVERS["fork"]], ids=["uvicorn", "fork"])
+def test_a_drained_pod_that_is_deleted_ends_at_once(pod_of: PodOf, command: tuple[str, ...]) -> None:
+    pod = pod_of(*command)
+    pod.wait_for_workers(2)
+    wait_until(lambda: len(pod.states()) == 2)
+    pod.order(drain_timeout_s=300)
+    pod.wait_for(PodState.DRAINED)
+    asked_at = time.monotonic()
+    pod.process.send_signal(signal.SIGTERM)
+    pod.process.wait(20)
+    assert time.monotonic() - asked_at < 10
+    pod.wait_for(PodState.EXITING)
+
+
 def test_workers_that_cancelled_tasks_are_replaced_when_the_pod_serves_again(pod_of: PodOf) -> None:
     pod = pod_of(*FORK, "2")
     one, other = pod.wait_for_workers(2)

@@ -299,6 +299,8 @@ class Runtime(Care):
     async def _leave(self, *, crashed: bool, why: str) -> None:
         own = self._settings.durations
         at_once = Durations(0.0, 0.0, own.cancel_grace_s)
+        if crashed:
+            self._pod.hurry()
         # Whoever served requests has stopped by now: there is nothing to wait for before intake closes.
         spend = at_once if crashed else Durations(0.0, own.drain_timeout_s, own.cancel_grace_s)
         if self._effects.draining and not crashed:

@@ -56,7 +56,7 @@ class Hub:
         self._answers: dict[int, dict[str, Message]] = {}
         self._due: list[Due] = []
         self._resigned = False
-        self._told_done = False
+        self._told_done: bool | None = None
         self._spread_due = False
         before = group.leader
         group.leader = local.worker
@@ -269,7 +269,7 @@ class Hub:
                     self._group.sequence = max(self._group.sequence, sequence)
                     # With everything that holds so far; what comes later goes to all channels, this one among them.
                     channel.send({"kind": "welcome", "group": self._group.encode()})
-                    self._told_done = False
+                    self._told_done = None
             case {"kind": "snapshot", "snapshot": document}:
                 self._take_in(Snapshot.decode(document))
             case {"kind": "goodbye", "snapshot": document}:
@@ -342,8 +342,8 @@ class Hub:
     def _call_due(self, now: float) -> None:
         with self._lock:
             done = self._group.told.to_drain and self.state() in DONE
-            if done and not self._told_done:
-                self._tell({"kind": "done"})
+            if done is not self._told_done:
+                self._tell({"kind": "done", "done": done})
             self._told_done = done
             due = [action for until, action in self._due if done or now >= until]
             self._due = [] if done else [item for item in self._due if now < item[0]]

@@ -58,6 +58,7 @@ class Link:
         self._bell = bell
         self._joined = joined
         self._dismissed = False
+        self._done = False
         self._told: tuple[Any, ...] = ()
 
     def when_done(self, until: float, action: Callable[[], None]) -> None:
@@ -88,7 +89,7 @@ class Link:
                     self._tell(self._local.glance())
                 if self._channel in ready and not self._listen():
                     return self._dismissed
-                self._call_due(time.monotonic())
+                self._call_due(math.inf if self._done else time.monotonic())
                 if leaving.is_set() and not said_goodbye:
                     said_goodbye = True
                     self._channel.send({"kind": "goodbye", "snapshot": self._local.snapshot().encode()})
@@ -126,8 +127,8 @@ class Link:
                 self._obey(Order.decode(order.encode()))
             case {"kind": "dismissed"}:
                 self._dismissed = True
-            case {"kind": "done"}:
-                self._call_due(math.inf)
+            case {"kind": "done", "done": done}:
+                self._done = done
             case {"kind": "drain", "source": source, "text": text, "leave": leave}:
                 self.to_drain = True
                 self._local.drain(Source(source), text, None, leave=leave)
