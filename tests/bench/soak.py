@@ -72,7 +72,9 @@ def lengths(roots: Iterable[object]) -> Counter[str]:
         for name, value in _attributes(owner):
             left += _followed(value)
             if isinstance(value, CONTAINERS):
-                found[f"{_name(owner)}.{name}"] += len(value)
+                # Of a value, which is what it is; there are as many values as something else has room for.
+                if not _is_value(owner):
+                    found[f"{_name(owner)}.{name}"] += len(value)
                 left += [each for item in _items(value) for each in _followed(item)]
     return found
 
@@ -89,6 +91,11 @@ def _followed(value: object) -> list[object]:
     """Return the value where it is an object of the library's, not a class or a function."""
     ours = type(value).__module__.partition(".")[0] == "ebbtide"
     return [value] if ours else []
+
+
+def _is_value(owner: object) -> bool:
+    parameters = getattr(owner, "__dataclass_params__", None)
+    return parameters is not None and bool(parameters.frozen)
 
 
 def _items(container: Any) -> list[Any]:

@@ -140,6 +140,12 @@ def merged_report(
         tally=total.get("tally", {}),
         forced=any(report.forced for report in reports),
         phase_revision=phase_revision,
+        # The drain that the pod waited for.
+        drain=max(
+            (report.drain for report in reports if report.drain is not None),
+            key=lambda drain: float(drain.get("took_s", 0.0)),
+            default=None,
+        ),
     )
 
 
