@@ -67,12 +67,17 @@ soak: venv ## Spawn, cancel, drain, undrain for 5 minutes: memory and every cont
 ##@ Figures
 
 .PHONY: bench
-bench: bench-library bench-rollout ## All figures below, each against the plain alternative in the same run
+bench: bench-library bench-trend bench-rollout ## All figures below, each against the plain alternative in the same run
 
 .PHONY: bench-library
 bench-library: venv ## A spawned task against create_task and TaskGroup; the stall of a dump of 100,000 tasks (about a minute)
 	$(PY) tests/bench/hot_path.py
 	$(PY) tests/bench/dump_stall.py
+
+.PHONY: bench-trend
+bench-trend: venv ## How often leaks and churn are told right, on generated series and on the example under three loads (about a minute)
+	$(PY) tests/bench/trend_quality.py
+	$(PY) -m tests.bench.trend_loads
 
 .PHONY: bench-rollout
 bench-rollout: venv ## Managed rollouts against plain ones on a real cluster: time, release to deletion, CPU, writes (about 6 min)
@@ -107,8 +112,9 @@ fmt: venv ## Format and fix what can be fixed
 	.venv/bin/ruff check --fix .
 
 .PHONY: generate
-generate: venv ## Make again what is generated: dashboard, alerts, the chart's CRD and README
+generate: venv ## Make again what is generated: dashboard, alerts, the chart's CRD and README, the library's API reference
 	$(PY) -m charts.generate
+	$(PY) -m tools.api_reference
 
 .PHONY: lock
 lock: ## Resolve the dependencies anew (needs uv on PATH)

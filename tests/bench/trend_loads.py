@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import random
 import subprocess
@@ -39,7 +40,7 @@ FASTER = 100.0
 SAMPLE_S = 10.0 / FASTER
 PATIENCE_S = 2.0
 WINDOWS = 5
-SERVICES = 4
+SERVICES = 8
 LOADS = {"steady": Shape.NORMAL, "leaking": Shape.GROWTH, "churning": Shape.SAWTOOTH}
 WORK = WorkDistribution(median_s=0.3, sigma=0.6, min_s=0.05, max_s=1.5)
 
@@ -119,13 +120,13 @@ async def one_service(session: aiohttp.ClientSession, load: str, seed: int) -> l
     return counts
 
 
-async def under(load: str) -> None:
+async def under(load: str, seed: int) -> None:
     """Print the counts of all services under a load as JSON."""
     os.environ |= {ADMIN_ADDRESS: "127.0.0.1:0", MAX_TASKS: "0", TASKS_PER_S: "0"}
     timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        series = await asyncio.gather(*(one_service(session, load, seed) for seed in range(SERVICES)))
+        series = await asyncio.gather(*(one_service(session, load, one) for one in range(seed, seed + SERVICES)))
         sys.stdout.write(json.dumps(series))
         sys.stdout.flush()
         os._exit(0)  # a drain would wait for the orders that are stuck
@@ -144,12 +145,18 @@ def changes(counts: list[int]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--load", choices=LOADS, help="print the counts of one load")
-    if load := parser.parse_args().load:
-        asyncio.run(under(load))
+    parser.add_argument("--seed", type=int, default=100, help="of the first service")
+    chosen = parser.parse_args()
+    if chosen.load:
+        asyncio.run(under(chosen.load, chosen.seed))
         return
+    logging.getLogger("ebbtide").setLevel(logging.ERROR)  # what it would tell is printed below
     running = {
         load: subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.trend_loads", "--load", load], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "tests.bench.trend_loads", "--load", load, "--seed", str(chosen.seed)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         for load in LOADS
     }

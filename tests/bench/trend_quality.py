@@ -78,6 +78,13 @@ def leak(rng: random.Random, base: Callable[[random.Random], Series]) -> Series:
     return [round(value + height * at / SAMPLES + rng.gauss(0, 1)) for at, value in enumerate(under)]
 
 
+def leak_under_way(rng: random.Random, base: Callable[[random.Random], Series]) -> Series:
+    """A leak that began long ago: the level is mostly what has leaked, which makes no noise."""
+    under = leak(rng, base)
+    leaked = rng.uniform(0.5, 4) * (max(under) - min(under))
+    return [value + leaked for value in under]
+
+
 def teeth(rng: random.Random) -> Series:
     low, period, phase = level_of(rng), rng.uniform(4, 15), rng.uniform(0, 1)
     height = rng.uniform(10, 60) * math.sqrt(low)
@@ -85,6 +92,13 @@ def teeth(rng: random.Random) -> Series:
     for _ in range(SAMPLES):
         at += rng.uniform(0.7, 1.3) / period
         levels.append(low + height * (at % 1))
+    return noisy(rng, levels)
+
+
+def small_flushes(rng: random.Random) -> Series:
+    """A few dozen that are thrown away at even intervals, above those that are at work."""
+    period, pile, working = rng.randrange(5, 16), rng.uniform(10, 40), rng.uniform(2, 12)
+    levels = [working + pile * (at % period) / period for at in range(SAMPLES)]
     return noisy(rng, levels)
 
 
@@ -110,8 +124,10 @@ KINDS: dict[str, tuple[Shape, Callable[[random.Random], Series]]] = {
     "leak under waves": (Shape.GROWTH, lambda rng: leak(rng, waves)),
     "leak under bursts": (Shape.GROWTH, lambda rng: leak(rng, bursts)),
     "leak under queueing": (Shape.GROWTH, lambda rng: leak(rng, queueing)),
+    "leak under way": (Shape.GROWTH, lambda rng: leak_under_way(rng, queueing)),
     "teeth": (Shape.SAWTOOTH, teeth),
     "flushes": (Shape.SAWTOOTH, flushes),
+    "small flushes": (Shape.SAWTOOTH, small_flushes),
 }
 
 

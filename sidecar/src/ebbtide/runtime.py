@@ -190,6 +190,7 @@ class Runtime(Care):
 
     @property
     def state(self) -> PodState:
+        """Where the process stands on the way from its start to its end."""
         return self._conductor.machine.state
 
     @property
@@ -214,6 +215,7 @@ class Runtime(Care):
 
     @property
     def tasks_left(self) -> int:
+        """How much is in flight: tasks, blocks and threads."""
         return len(self._registry)
 
     async def drain_requested(self) -> None:

@@ -11,11 +11,11 @@ often they are right on others.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations, pairwise
-from statistics import median
+from statistics import mean, median
 
 STRETCHES = 8
 LEAST_SAMPLES = 32
@@ -34,7 +34,8 @@ class Shape(StrEnum):
 class Thresholds:
     """From when on a shape is no chance.
 
-    Noise is taken as the square root of the level, which is that of arrivals independent of each other.
+    Noise is what the series itself shows of it, and at most the square root of the level, which is that of arrivals
+    independent of each other: what has leaked already raises the level, and makes no noise.
 
     Attributes:
         order: Growth: how consistently the lower envelope rises, from -1 to 1 (Kendall's tau).
@@ -43,7 +44,7 @@ class Thresholds:
         leap: Growth: what one stretch may add, as a part of the whole rise; more is a step to another load.
         drop: Sawtooth: how much of what piled up goes at once.
         teeth: Sawtooth: drops at least.
-        height: Sawtooth: range, in times the noise.
+        height: Sawtooth: range, in times the noise between neighbours.
     """
 
     order: float = 0.4
@@ -79,31 +80,58 @@ def classify(counts: Sequence[float], interval_s: float, thresholds: Thresholds 
     if len(counts) < LEAST_SAMPLES:
         return Trend(Shape.NORMAL, 0.0)
     limits = thresholds or Thresholds()
-    noise = math.sqrt(max(1.0, median(counts)))
     envelope = _envelope(counts)
-    pairs = list(combinations(range(len(envelope)), 2))
-    slope = median((envelope[j] - envelope[i]) / (j - i) for i, j in pairs)
+    slope = median((after - before) / steps for steps, before, after in _pairs(envelope))
     growth_per_s = slope / (len(counts) / len(envelope) * interval_s)
-    order = sum((envelope[j] > envelope[i]) - (envelope[j] < envelope[i]) for i, j in pairs) / len(pairs)
+    if _is_sawtooth(counts, limits):
+        return Trend(Shape.SAWTOOTH, growth_per_s)
+    if _is_growth(counts, envelope, slope, limits):
+        return Trend(Shape.GROWTH, growth_per_s)
+    return Trend(Shape.NORMAL, growth_per_s)
+
+
+def _is_growth(counts: Sequence[float], envelope: Sequence[float], slope: float, limits: Thresholds) -> bool:
+    order = mean((after > before) - (after < before) for _, before, after in _pairs(envelope))
+    if order < limits.order:
+        return False
+    rise_each = slope * len(envelope) / len(counts)
+    noise = _noise(counts, [count - rise_each * at for at, count in enumerate(counts)])
     middle = len(envelope) // 2
     first, second = envelope[middle - 1] - envelope[0], envelope[-1] - envelope[middle]
-    if (
-        order >= limits.order
-        and slope * (len(envelope) - 1) >= limits.rise * noise
+    leap = max(after - before for before, after in pairwise(envelope))
+    return (
+        slope * (len(envelope) - 1) >= limits.rise * noise
         and second >= limits.lasting * max(first, 0.0)
-        and max(after - before for before, after in pairwise(envelope)) <= limits.leap * (envelope[-1] - envelope[0])
-    ):
-        return Trend(Shape.GROWTH, growth_per_s)
+        and leap <= limits.leap * (envelope[-1] - envelope[0])
+    )
+
+
+def _is_sawtooth(counts: Sequence[float], limits: Thresholds) -> bool:
     ranked = sorted(counts)
     floor = ranked[int(0.05 * (len(ranked) - 1))]
     height = ranked[int(0.95 * (len(ranked) - 1))] - floor
-    if height >= limits.height * noise:
-        drops = sum(_falls(before - floor, after - floor, height, limits.drop) for before, after in pairwise(counts))
-        jumps = sum(_falls(after - floor, before - floor, height, limits.drop) for before, after in pairwise(counts))
-        # A burst goes up as fast as it goes down.
-        if drops >= limits.teeth and jumps * 2 < drops:
-            return Trend(Shape.SAWTOOTH, growth_per_s)
-    return Trend(Shape.NORMAL, growth_per_s)
+    # The difference of two values is noisier than each.
+    noise = _noise(counts, [(after - before) / math.sqrt(2) for before, after in pairwise(counts)])
+    if height < limits.height * noise:
+        return False
+    drops = sum(_falls(before - floor, after - floor, height, limits.drop) for before, after in pairwise(counts))
+    jumps = sum(_falls(after - floor, before - floor, height, limits.drop) for before, after in pairwise(counts))
+    # A burst goes up as fast as it goes down.
+    return drops >= limits.teeth and jumps * 2 < drops
+
+
+def _noise(counts: Sequence[float], rest: Sequence[float]) -> float:
+    """Return how far apart values are by chance; `rest`: the counts without what is no chance."""
+    middle = median(rest)
+    # The factor makes a standard deviation of it; a few large leaps do not count.
+    seen = 1.4826 * median(abs(value - middle) for value in rest)
+    return max(1.0, min(seen, math.sqrt(max(1.0, median(counts)))))
+
+
+def _pairs(envelope: Sequence[float]) -> Iterator[tuple[int, float, float]]:
+    """Yield each two values, the earlier one first, with the steps between them."""
+    for (at, before), (later, after) in combinations(enumerate(envelope), 2):
+        yield later - at, before, after
 
 
 def _falls(before: float, after: float, height: float, part: float) -> bool:

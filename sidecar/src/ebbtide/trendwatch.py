@@ -11,8 +11,11 @@ logger = logging.getLogger("ebbtide")
 
 KEPT = 60
 """Samples: ten minutes of the patrol's."""
-SURE = 3
+SURE = 9
 """So many samples in a row must say the same before it counts: one at the edge says this and that."""
+CALM = 30
+"""So many must say that all is normal again. A leak is seen better at some times than at others, and whoever was told
+of it shall not be told that it is over until it is."""
 
 ADVICE = {
     Shape.GROWTH: "more is started than ends: look at /debug/tasks for what waits longest",
@@ -41,7 +44,8 @@ class TrendWatch:
         found = classify(tuple(self._counts), self._interval_s)
         self._times = self._times + 1 if found.shape is self._seen else 1
         self._seen = found.shape
-        shape = found.shape if self._times >= SURE else self.trend.shape
+        enough = CALM if found.shape is Shape.NORMAL else SURE
+        shape = found.shape if self._times >= enough else self.trend.shape
         if shape is not self.trend.shape:
             logger.warning(
                 "ebbtide: the number of tasks (%d) went from %s to %s, %+.3g per second: %s",

@@ -1,14 +1,15 @@
 """What the number of tasks does, and how often that is told right."""
 
 import logging
+import random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebbtide.trend import LEAST_SAMPLES, Shape, Thresholds, classify
-from ebbtide.trendwatch import TrendWatch
+from ebbtide.trend import LEAST_SAMPLES, Shape, Thresholds, Trend, classify
+from ebbtide.trendwatch import CALM, KEPT, SURE, TrendWatch
 from tests.bench.trend_quality import generate, scores
 
 
@@ -46,10 +47,35 @@ def test_a_change_of_shape_is_logged_once(caplog: Any) -> None:
         for at in range(80):
             watch.sample(10 + 5 * at)
         assert watch.trend.shape is Shape.GROWTH
-        for _ in range(80):
+        for _ in range(KEPT + CALM):
             watch.sample(405)
     assert watch.trend.shape is Shape.NORMAL
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
     assert "went from normal to growth" in said[0]
     assert "went from growth to normal" in said[1]
+
+
+def test_what_comes_and_goes_is_no_change_of_shape(caplog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([Shape.NORMAL, *[Shape.GROWTH] * (SURE - 1), Shape.NORMAL] * 3 + [Shape.GROWTH] * SURE)
+    after = iter([*[Shape.NORMAL] * (CALM - 1), Shape.GROWTH] * 3)
+    monkeypatch.setattr("ebbtide.trendwatch.classify", lambda *_: Trend(next(answers), 1.0))
+    watch = TrendWatch(10.0)
+    with caplog.at_level(logging.WARNING, "ebbtide"):
+        for _ in range(3 * (SURE + 1)):
+            watch.sample(1)
+            assert watch.trend.shape is Shape.NORMAL
+        for _ in range(SURE):
+            watch.sample(1)
+        monkeypatch.setattr("ebbtide.trendwatch.classify", lambda *_: Trend(next(after), 1.0))
+        for _ in range(3 * CALM):
+            watch.sample(1)
+            assert watch.trend.shape is Shape.GROWTH
+    assert len(caplog.records) == 1
+
+
+def test_a_leak_that_is_under_way_is_still_one() -> None:
+    """What has leaked raises the level, and makes no noise of its own."""
+    rng = random.Random(1)
+    counts = [500 + 3 * at + rng.randint(0, 12) for at in range(60)]
+    assert classify(counts, 10.0).shape is Shape.GROWTH
