@@ -5,6 +5,11 @@ import pytest
 from tests.contract.counting import HEAD
 from tests.contract.member import Member
 
+HISTORY_HEAD = (
+    "| adapter | fault | histories | answered | without an answer | in order |",
+    "| --- | --- | ---: | ---: | ---: | ---: |",
+)
+
 
 @pytest.fixture(scope="session")
 def shared_etcd() -> Iterator[Member]:
@@ -29,9 +34,9 @@ def etcd() -> Iterator[Member]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the suites counted: the fault table, and what became of a stale leader's writes."""
+    """Print what the suites counted: the fault table, checked histories, and what became of a stale leader's writes."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
-    for name, head in (("fault", HEAD), ("fencing", ())):
+    for name, head in (("fault", HEAD), ("history", HISTORY_HEAD), ("fencing", ())):
         rows = [row for report in reports for key, row in report.user_properties if key == name]
         if rows:
             terminalreporter.section(name)
