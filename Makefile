@@ -43,10 +43,11 @@ test-contract: venv ## Real etcd processes and the rendered chart
 	.venv/bin/pytest tests/contract
 
 .PHONY: test-store
-test-store: venv ## The store: contract, faults (20 of each), fencing (10,000 writes); prints the table (about 10 min)
-	EBBTIDE_FAULT_ROUNDS=$${EBBTIDE_FAULT_ROUNDS:-20} EBBTIDE_STALE_WRITES=$${EBBTIDE_STALE_WRITES:-10000} \
+test-store: venv ## The store: contract, faults (20 of each), histories (10), fencing (10,000 writes); prints the tables (about 15 min)
+	EBBTIDE_FAULT_ROUNDS=$${EBBTIDE_FAULT_ROUNDS:-20} EBBTIDE_HISTORY_ROUNDS=$${EBBTIDE_HISTORY_ROUNDS:-10} \
+		EBBTIDE_STALE_WRITES=$${EBBTIDE_STALE_WRITES:-10000} \
 		.venv/bin/pytest tests/contract/test_store.py tests/contract/test_counting.py tests/contract/test_store_faults.py \
-		tests/contract/test_fencing.py
+		tests/contract/test_linearizability.py tests/contract/test_histories.py tests/contract/test_fencing.py
 
 .PHONY: test-servers
 test-servers: venv ## The library under uvicorn, gunicorn, hypercorn, granian, aiohttp, Celery; prints the table of docs/library/servers.md

@@ -5,6 +5,11 @@ import pytest
 from tests.contract.counting import HEAD
 from tests.contract.member import Member
 
+HISTORY_HEAD = (
+    "| adapter | fault | histories | answered | without an answer | in order |",
+    "| --- | --- | ---: | ---: | ---: | ---: |",
+)
+
 
 @pytest.fixture(scope="session")
 def shared_etcd() -> Iterator[Member]:
@@ -29,9 +34,9 @@ def etcd() -> Iterator[Member]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the suites counted: faults, what became of a stale leader's writes, what servers did with a drain."""
+    """Print what the suites counted: faults, histories, a stale leader's writes, what servers did with a drain."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
-    for name, head in (("fault", HEAD), ("fencing", ()), ("servers", ())):
+    for name, head in (("fault", HEAD), ("history", HISTORY_HEAD), ("fencing", ()), ("servers", ())):
         rows = [row for report in reports for key, row in report.user_properties if key == name]
         if rows:
             terminalreporter.section(name)

@@ -23,6 +23,11 @@ def program() -> str:
     return str(binaries.path("etcd"))
 
 
+def control_program() -> str:
+    """Return etcdctl's executable: EBBTIDE_ETCDCTL, or the one beside etcd."""
+    return os.environ.get("EBBTIDE_ETCDCTL") or str(Path(program()).with_name("etcdctl"))
+
+
 def free_port() -> int:
     with contextlib.closing(socket.socket()) as sock:
         sock.bind(("127.0.0.1", 0))

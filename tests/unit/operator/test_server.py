@@ -1,5 +1,8 @@
+import asyncio
 import datetime as dt
+import socket
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from ebbtide_operator.cluster.authority import Leaf, make_authority, make_leaf
+from ebbtide_operator.cluster.authority import Leaf, Pair, make_authority, make_leaf
 from ebbtide_operator.metrics import Metrics
 from ebbtide_operator.serve.app import Server
 
@@ -57,22 +60,57 @@ async def test_metrics_come_in_the_format_that_was_asked_for(scene: Scene, accep
     assert kind.startswith(accept.partition(";")[0])
 
 
-async def test_the_secure_port_serves_its_routes_and_nothing_else(scene: Scene, tmp_path: Path) -> None:
-    now = dt.datetime.now(dt.UTC)
-    authority = make_authority("test", now)
-    pair = make_leaf(authority, Leaf("ebbtide", ("localhost",)), now)
+@pytest.fixture(scope="module")
+def authority() -> Pair:
+    return make_authority("test", dt.datetime.now(dt.UTC))
+
+
+@pytest.fixture
+def tls(authority: Pair, tmp_path: Path) -> ssl.SSLContext:
+    pair = make_leaf(authority, Leaf("ebbtide", ("localhost",)), dt.datetime.now(dt.UTC))
     (tmp_path / "crt").write_bytes(pair.certificate)
     (tmp_path / "key").write_bytes(pair.key)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(tmp_path / "crt", tmp_path / "key")
+    return tls
 
+
+@pytest.fixture
+def trusting(authority: Pair) -> ssl.SSLContext:
+    return ssl.create_default_context(cadata=authority.certificate.decode())
+
+
+async def test_the_secure_port_serves_its_routes_and_nothing_else(
+    scene: Scene, tls: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
     async def hello(_request: web.Request) -> web.Response:
         return web.Response(text="hello")
 
     port = await scene.server.start_secure([web.get("/hello", hello)], tls, 0, "127.0.0.1")
-    trusting = ssl.create_default_context(cadata=authority.certificate.decode())
     assert (await fetch(f"https://localhost:{port}/hello", ssl=trusting))[:2] == (200, "hello")
     assert (await fetch(f"https://localhost:{port}/metrics", ssl=trusting))[0] == 404
+
+
+async def test_a_connection_with_tls_takes_little_memory(
+    scene: Scene, tls: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    """asyncio by itself sets a quarter of a MiB aside for each, and a pod holds two."""
+    port = await scene.server.start_secure([], tls, 0, "127.0.0.1")
+
+    def connect() -> ssl.SSLSocket:
+        return trusting.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost")
+
+    (await asyncio.to_thread(connect)).close()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        held = await asyncio.to_thread(lambda: [connect() for _ in range(10)])
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    for sock in held:
+        sock.close()
+    assert (after - before) / len(held) < 64 * 1024
 
 
 async def test_a_closed_server_is_not_reached(scene: Scene) -> None:

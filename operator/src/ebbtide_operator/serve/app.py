@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+from asyncio import sslproto
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
 from ebbtide_operator.metrics import Metrics
+from ebbtide_operator.serve.newcomers import Newcomers
 
 MAX_BODY = 4 * 2**20
 """An AdmissionReview holds a whole pod, and etcd lets no object grow past 1.5 MiB."""
@@ -16,6 +19,14 @@ KEEP_ALIVE_S = 120.0
 """Longer than the 90 s of the API server's client, so that never both use and close a connection at once."""
 CLOSE_S = 2.0
 """How long open answers may take once the server closes; watches of pods would not end by themselves."""
+HANDSHAKE_S = 10.0
+"""How long a client may take for its part of the TLS handshake; asyncio's own limit is a minute."""
+TLS_BUFFER = 16 * 1024
+"""Bytes that each TLS connection reads at a time, a record. docs/decisions/0012 says why."""
+LINGER_S = 1.0
+"""How long to read on where an answer came before the end of the request, so that the client can read it."""
+BACKLOG = 1024
+"""Connections that wait to be accepted: after a restart all pods come at once."""
 
 Missing = Callable[[], Sequence[str]]
 
@@ -34,6 +45,8 @@ class Server:
         self._missing = missing
         self._stuck = stuck
         self._runners: list[web.AppRunner] = []
+        self._listening: list[asyncio.Server] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start_plain(self, port: int, host: str | None = None) -> int:
         """Serve `/metrics`, `/healthz` and `/readyz`; return the port (0 asks for a free one).
@@ -60,13 +73,19 @@ class Server:
 
     async def close(self) -> None:
         """Stop listening, then give open answers two seconds."""
+        for server in self._listening:
+            server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         while self._runners:
             await self._runners.pop().cleanup()
 
     async def _start(
         self, routes: Iterable[web.AbstractRouteDef], host: str | None, port: int, tls: ssl.SSLContext | None
     ) -> int:
-        app = web.Application(client_max_size=MAX_BODY)
+        newcomers = Newcomers()
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[newcomers.middleware])
         app.add_routes(routes)
         # handler_cancellation: a pod that goes away must end its watch here too.
         runner = web.AppRunner(
@@ -75,12 +94,27 @@ class Server:
             handle_signals=False,
             keepalive_timeout=KEEP_ALIVE_S,
             shutdown_timeout=CLOSE_S,
+            lingering_time=LINGER_S,
             handler_cancellation=True,
         )
         await runner.setup()
         self._runners.append(runner)
-        await web.TCPSite(runner, host, port, ssl_context=tls, reuse_address=True).start()
-        taken: int = runner.addresses[0][1]
+        assert runner.server is not None, "set up"
+        if tls is not None:
+            sslproto.SSLProtocol.max_size = TLS_BUFFER
+        # Not by aiohttp's TCPSite, which knows no limit for the handshake.
+        server = await asyncio.get_running_loop().create_server(
+            runner.server,
+            host,
+            port,
+            ssl=tls,
+            ssl_handshake_timeout=HANDSHAKE_S if tls is not None else None,
+            backlog=BACKLOG,
+            reuse_address=True,
+        )
+        self._listening.append(server)
+        self._tasks.append(asyncio.create_task(newcomers.watch(runner.server), name="newcomers"))
+        taken: int = server.sockets[0].getsockname()[1]
         return taken
 
     async def _show_metrics(self, request: web.Request) -> web.Response:

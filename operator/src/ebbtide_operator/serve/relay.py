@@ -310,7 +310,7 @@ def _json(body: bytes) -> web.Response:
 
 def _answer(denial: Denial) -> web.Response:
     response = web.Response(status=denial.status, body=denial.body, content_type="application/json")
-    if denial.status in {408, 413, 415}:
-        # The rest of the body is not worth waiting for.
+    if denial.status in {401, 408, 413, 415}:
+        # The rest of the body is not worth waiting for, nor is room for who is nobody.
         response.force_close()
     return response
