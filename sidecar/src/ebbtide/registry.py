@@ -232,6 +232,7 @@ class Registry:
             scope.durations.append(monotonic() - task.started_at)
         self._finished += 1
         del live[number]
+        # Intake may have closed since it was looked at above.
         if not self.intake_open and not live:
             self._on_empty()
 
