@@ -179,7 +179,7 @@ def _is_listed(kind: type) -> bool:
 
 
 def _is_said(base: ast.expr) -> bool:
-    return not isinstance(base, ast.Name) or base.id != "Care"
+    return not isinstance(base, ast.Name) or base.id != "Oversight"
 
 
 def _decorators(node: Function) -> set[str]:

@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from ebbtide.care import Care
 from ebbtide.conductor import PATROL_S, Conductor
 from ebbtide.drainreport import DrainReport
 from ebbtide.drainwatch import DrainWatch
@@ -32,6 +31,7 @@ from ebbtide.machine import (
     TasksChanged,
     UndrainRequested,
 )
+from ebbtide.oversight import Oversight
 from ebbtide.protocol import PodState
 from ebbtide.registry import Registry
 from ebbtide.restarts import OnCrash
@@ -49,7 +49,7 @@ from ebbtide.workers.pod import Pod
 logger = logging.getLogger("ebbtide")
 
 
-class Runtime(Care):
+class Runtime(Oversight):
     """Know every task of the process, and bring it to an orderly end.
 
     ```python

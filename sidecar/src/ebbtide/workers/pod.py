@@ -13,17 +13,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from ebbtide.admin import AdminServer, AdminView
 from ebbtide.agent import Agent
-from ebbtide.drainreport import DrainReport
 from ebbtide.environment import CA, ENDPOINTS, WORKERS, WORKERS_SOCKET
-from ebbtide.exposition import Numbers
 from ebbtide.machine import Machine, Source
-from ebbtide.protocol import PodState, Report
+from ebbtide.protocol import Report
 from ebbtide.settings import Settings
 from ebbtide.threads import in_daemon_thread
 from ebbtide.workers.channel import Bell, Channel
@@ -32,7 +29,7 @@ from ebbtide.workers.hub import REGROUP_S, Hub
 from ebbtide.workers.link import Link
 from ebbtide.workers.local import Local
 from ebbtide.workers.place import Place
-from ebbtide.workers.snapshot import merged_numbers, merged_report
+from ebbtide.workers.view import PodView
 
 logger = logging.getLogger("ebbtide")
 
@@ -40,7 +37,6 @@ JOIN_S = 2.0
 """How long a start waits to hear what holds for the pod; a worker that hears later obeys later."""
 PORT_S = 5.0
 """How long a new leader tries to get the port of the one before it."""
-ANSWER_S = 5.0
 LEAVE_S = 1.0
 SETTLE_S = 3.0
 """How long one that leaves waits for that, where the one that leads leaves as well."""
@@ -48,7 +44,7 @@ RETRY_S = 0.02
 
 
 class Pod:
-    """Speak for the pod, or to the worker that does. The view of the admin server.
+    """Speak for the pod, or to the worker that does.
 
     Args:
         process: This process, for what is asked of it alone.
@@ -57,7 +53,7 @@ class Pod:
     """
 
     def __init__(self, process: AdminView, local: Local, settings: Settings) -> None:
-        self._process = process
+        self._view = PodView(process, lambda: self._hub)
         self._local = local
         self._settings = settings
         self._place = None if settings.meeting_place is None else Place(settings.meeting_place)
@@ -206,7 +202,7 @@ class Pod:
         if settings.has_store:
             self._agent = self._start_agent()
         self._settled.set()
-        self._admin = AdminServer(self, settings.admin_host, settings.admin_port, settings.admin_token)
+        self._admin = AdminServer(self._view, settings.admin_host, settings.admin_port, settings.admin_token)
         self.admin_port = self._admin.start(patience_s)
 
     def _start_agent(self) -> Agent | None:
@@ -330,110 +326,3 @@ class Pod:
             (parent,) = parents
             logger.warning("ebbtide: the pod is drained; ending process %d, the parent of its workers", parent)
             os.kill(parent, signal.SIGTERM)
-
-    # --- what the admin server asks
-
-    def _led(self) -> Hub | None:
-        """Return the hub where there are others."""
-        return None if self._hub is None or self._hub.alone else self._hub
-
-    @property
-    def state(self) -> PodState:
-        hub = self._led()
-        return self._process.state if hub is None else hub.state()
-
-    @property
-    def ready(self) -> bool:
-        hub = self._led()
-        return self._process.ready if hub is None else any(each.ready for each in hub.workers())
-
-    def alive(self) -> bool:
-        return self._process.alive()
-
-    def drain_view(self) -> Mapping[str, Any]:
-        own, hub = self._process.drain_view(), self._led()
-        if hub is None:
-            return own
-        workers = hub.workers()
-        report = merged_report(workers, hub.gone(), sequence=0, boot_id="", phase_revision=0)
-        numbers = merged_numbers(Numbers(report.state, 0, 0.0), workers, hub.gone())
-        return {
-            **own,
-            "state": report.state.value,
-            "active": report.active,
-            "oldest_age_s": report.oldest_age_s,
-            "eta_s": report.eta_s,
-            "forced": report.forced,
-            "tally": report.tally,
-            "late_arrivals": numbers.late_arrivals,
-            "workers": [
-                {"pid": each.pid, "state": each.report.state.value, "active": each.report.active} for each in workers
-            ],
-        }
-
-    def drain_report(self) -> DrainReport | None:
-        """Return the report of the worker that leads; every worker logs its own."""
-        return self._process.drain_report()
-
-    def dump(self, query: Mapping[str, str]) -> str:
-        """Return what is in flight in every worker, one after the other; JSON: one document per line."""
-        return self._of_all("dump", self._process.dump(query), query)
-
-    def leaks_view(self, query: Mapping[str, str]) -> str:
-        """Return what looks like a leak in every worker, one after the other; JSON: one document per line."""
-        return self._of_all("leaks", self._process.leaks_view(query), query)
-
-    def _of_all(self, what: str, own: str, query: Mapping[str, str]) -> str:
-        hub = self._led()
-        if hub is None:
-            return own
-        pids = {each.worker: each.pid for each in hub.workers()}
-        texts = {os.getpid(): own}
-        for worker, answer in hub.ask(what, query, ANSWER_S).items():
-            texts[pids.get(worker, 0)] = answer.get("answer", answer.get("error", ""))
-        if query.get("format") in {"json", "collapsed"}:
-            return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts.values())
-        return "\n".join(f"worker {pid}\n{text}" for pid, text in texts.items())
-
-    def trace_origins(self, on: bool) -> None:
-        """Remember where tasks are created, in every worker."""
-        self._process.trace_origins(on)
-        hub = self._led()
-        if hub is not None:
-            hub.ask("trace_origins", {"on": on}, ANSWER_S)
-
-    def cancel(self, number: int, reason: str) -> bool:
-        hub = self._led()
-        if hub is not None:
-            count = len(hub.workers())
-            raise ValueError(
-                f"id: every worker has its own, and this pod has {count}; call runtime.cancel in the worker"
-            )
-        return self._process.cancel(number, reason)
-
-    def request_drain(self, source: Source, text: str, *, leave: bool) -> None:
-        if self._hub is None:
-            self._process.request_drain(source, text, leave=leave)
-        else:
-            self._hub.drain(source, text, leave=leave)
-
-    def request_undrain(self) -> bool:
-        return self._process.request_undrain() if self._hub is None else self._hub.undrain()
-
-    def wait_drained(self, timeout_s: float) -> bool:
-        return self._process.wait_drained(timeout_s) if self._hub is None else self._hub.wait_done(timeout_s)
-
-    def limits_view(self) -> Sequence[Mapping[str, Any]]:
-        return self._process.limits_view()
-
-    def change_limits(self, scope: str, texts: Mapping[str, str]) -> Mapping[str, Any]:
-        """Change limits in every worker: they are those of a process, not of the pod."""
-        changed = self._process.change_limits(scope, texts)
-        hub = self._led()
-        if hub is not None:
-            hub.ask("change_limits", {"scope": scope, "texts": dict(texts)}, ANSWER_S)
-        return changed
-
-    def sample(self) -> Numbers:
-        own, hub = self._process.sample(), self._led()
-        return own if hub is None else merged_numbers(own, hub.workers(), hub.gone())

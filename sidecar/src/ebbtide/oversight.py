@@ -12,7 +12,7 @@ from ebbtide.registry import Registry
 from ebbtide.views import Views
 
 
-class Care:
+class Oversight:
     """The part of a runtime that is for looking after it; from any thread. Dumps and logs tell ids."""
 
     _registry: Registry
