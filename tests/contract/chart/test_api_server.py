@@ -200,6 +200,7 @@ ALLOWED = [
     "list pods --all-namespaces",
     "watch pods --all-namespaces",
     "patch pods/a --namespace shop",
+    "delete pods/a --namespace shop",
     "create events --namespace shop",
     "create tokenreviews.authentication.k8s.io",
     "create drains.ebbtide.dev --namespace shop",
@@ -216,10 +217,11 @@ ALLOWED = [
     "create leases.coordination.k8s.io --namespace ebbtide-system",
 ]
 DENIED = [
-    "delete pods/a --namespace shop",
+    "deletecollection pods --namespace shop",
     "create pods --namespace shop",
     "create pods/a --subresource=exec --namespace shop",
     "patch deployments.apps/a --namespace shop",
+    "delete replicasets.apps/a --namespace shop",
     "update mutatingwebhookconfigurations.admissionregistration.k8s.io/other",
     "delete validatingwebhookconfigurations.admissionregistration.k8s.io/ebbtide",
     "list secrets --all-namespaces",
