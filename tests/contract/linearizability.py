@@ -4,17 +4,23 @@ The search is that of Wing and Gong with Lowe's memory of configurations (https:
 Porcupine: go through the orders that the times allow, one operation after the other, as long as the model agrees, and
 never twice from the same set of done operations and the same state.
 
+Writes without an answer would multiply the orders to try. Most need no trying: one whose value was read happened at the
+revision that was read with it, and of several that differ only in values that nobody read, the first goes first.
+
 The model is etcd as Ebbtide uses it: keys with create and modification revisions, and transactions that write where
 comparisons hold. Orders are written so (they compare the create revision of the leader's key, the epoch), reports
 without a comparison. Revisions are part of the answers: a store that skips or repeats one has no order either.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-MOST_STEPS = 2_000_000
+MOST_STEPS = 500_000
+UNSEEN = b"\0unseen"
+"""In place of a value that no read was told: which of them a key holds then makes no difference."""
 
 
 class Undecided(Exception):
@@ -110,7 +116,9 @@ def is_linearizable(history: Iterable[Operation], initial: State | None = None) 
 class _Search:
     def __init__(self, operations: Sequence[Operation]) -> None:
         self._known = [one for one in operations if one.known]
-        self._unknown = [one for one in operations if not one.known and isinstance(one.what, Write)]
+        unknown = [one for one in operations if not one.known and isinstance(one.what, Write)]
+        self._unknown, self._places, self._before = _without_an_answer(unknown, operations)
+        self._placed = {place: number for number, place in enumerate(self._places) if place is not None}
         # A revision belongs to one write: none without an answer can have one that somebody was told.
         self._taken = {one.answer for one in self._known if isinstance(one.what, Write) and _puts(one.what)}
         self._steps = 0
@@ -149,9 +157,9 @@ class _Search:
                 until = min(until, operation.answered_at)
         found = []
         for number, operation in enumerate(self._unknown):
-            if number not in used and operation.called_at <= until:
+            if number not in used and operation.called_at <= until and self._before[number] in {None, *used}:
                 after, _ = apply(state, operation.what)
-                if after != state and after.revision not in self._taken:
+                if after != state and self._has_room(number, after.revision):
                     found.append((first, done, used | {number}, after))
         for number in reversed(candidates):
             operation = self._known[number]
@@ -160,12 +168,51 @@ class _Search:
                 found.append((*self._advance(first, done | {number}), used, after))
         return found
 
+    def _has_room(self, number: int, revision: int) -> bool:
+        """Say whether a revision can be that of a write without an answer."""
+        free = revision not in self._taken and self._placed.get(revision, number) == number
+        return free and self._places[number] in {None, revision}
+
     @staticmethod
     def _advance(first: int, done: frozenset[int]) -> tuple[int, frozenset[int]]:
         while first in done:
             done -= {first}
             first += 1
         return first, done
+
+
+def _without_an_answer(
+    unknown: Sequence[Operation], history: Sequence[Operation]
+) -> tuple[list[Operation], list[int | None], list[int | None]]:
+    """Prepare writes without an answer.
+
+    Returns:
+        The writes, with `UNSEEN` for values that nobody read; the revision of each, where a read tells it; and the
+        number of the one that is to go before it, where they differ in nothing that anybody saw.
+    """
+    writers = Counter(pair for one in history if isinstance(one.what, Write) for pair in one.what.values)
+    told = {
+        (one.what.key, one.answer.value): one.answer.mod_revision
+        for one in history
+        if isinstance(one.what, Read) and isinstance(one.answer, Held)
+    }
+    prepared: list[Operation] = []
+    places: list[int | None] = []
+    before: list[int | None] = []
+    last: dict[Write, int] = {}
+    for number, one in enumerate(unknown):
+        assert isinstance(one.what, Write)
+        pairs = [(key, value) for key, value in one.what.values if value is not None]
+        places.append(next((told[pair] for pair in pairs if pair in told and writers[pair] == 1), None))
+        values = tuple(
+            (key, value if value is None or (key, value) in told else UNSEEN) for key, value in one.what.values
+        )
+        write = replace(one.what, values=values)
+        prepared.append(replace(one, what=write))
+        unseen = all((key, value) not in told for key, value in pairs)
+        before.append(last.get(write) if unseen else None)
+        last[write] = number
+    return prepared, places, before
 
 
 def _puts(write: Write) -> bool:
