@@ -49,7 +49,7 @@ class Conductor:
         # SimpleQueue may be put to from a signal handler that interrupts another put in the same thread; a lock and a
         # condition may not.
         self._events: SimpleQueue[tuple[Event | Callable[[], None], threading.Event | None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="ebbtide-conductor", daemon=True)
+        self._thread: threading.Thread | None = None
         self._drained = threading.Event()
 
     @property
@@ -58,10 +58,12 @@ class Conductor:
         return self._machine
 
     def start(self) -> None:
+        # Made here: a thread that was made before a fork cannot be started after it.
+        self._thread = threading.Thread(target=self._run, name="ebbtide-conductor", daemon=True)
         self._thread.start()
 
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     def post(self, event: Event) -> None:
         """Tell the machine of an event; from any thread, and from signal handlers."""
@@ -87,7 +89,7 @@ class Conductor:
     def stop(self) -> None:
         """End the thread; the machine stays as it is."""
         self._events.put(None)
-        if self._thread is not threading.current_thread() and self._thread.is_alive():
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(5)
 
     def _run(self) -> None:

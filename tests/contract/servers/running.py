@@ -77,7 +77,13 @@ SERVERS = (
     Server(
         "gunicorn -k asgi",
         lambda port: python(
-            "-m", "gunicorn", ASGI, f"--bind=127.0.0.1:{port}", "--worker-class=asgi", f"--graceful-timeout={SERVER_S}"
+            "-m",
+            "gunicorn",
+            ASGI,
+            f"--bind=127.0.0.1:{port}",
+            "--worker-class=asgi",
+            f"--graceful-timeout={SERVER_S}",
+            "--no-control-socket",
         ),
     ),
     Server(
@@ -100,6 +106,20 @@ SERVERS = (
 )
 
 
+THREADS = Server(
+    "gunicorn -k gthread",
+    lambda port: python(
+        "-m",
+        "gunicorn",
+        "tests.contract.servers.wsgi:app",
+        "--config=python:tests.contract.servers.wsgi",
+        f"--bind=127.0.0.1:{port}",
+        "--worker-class=gthread",
+        "--threads=4",
+        "--no-control-socket",
+        f"--graceful-timeout={SERVER_S}",
+    ),
+)
 CELERY = Server(
     "celery --pool threads",
     lambda _port: python("-m", "celery", "--app=tests.contract.servers.tasks", "worker", "--pool=threads", "-c4"),

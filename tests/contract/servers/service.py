@@ -66,8 +66,11 @@ async def handle(scope: ebbtide.Scope, name: str, seconds: float) -> None:
         note(f"{name} finished")
 
 
-def handle_in_thread(scope: ebbtide.Scope, name: str, seconds: float, runtime: ebbtide.Runtime) -> None:
+def handle_in_thread(scope: ebbtide.Scope, name: str, seconds: float, runtime: ebbtide.Runtime) -> bool:
     """Serve one request in a thread, which nobody can cancel: it looks by itself whether its time is up.
+
+    Returns:
+        Whether it came to its end.
 
     Raises:
         ebbtide.Refused: The process drains.
@@ -81,5 +84,6 @@ def handle_in_thread(scope: ebbtide.Scope, name: str, seconds: float, runtime: e
                 note(f"{name} was cancelled")
                 time.sleep(CLEANUP_S)
                 note(f"{name} cleaned up")
-                return
+                return False
         note(f"{name} finished")
+        return True

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.contract.servers.running import CELERY, ROOT, SERVERS, Seen, Server, Trigger, observe, start_broken
+from tests.contract.servers.running import CELERY, ROOT, SERVERS, THREADS, Seen, Server, Trigger, observe, start_broken
 
 PAGE = (ROOT / "docs/library/servers.md").read_text()
-CASES = [(server, trigger) for trigger in Trigger for server in (*SERVERS, CELERY)]
+CASES = [(server, trigger) for trigger in Trigger for server in (*SERVERS, THREADS, CELERY)]
 AT_ONCE = 6
 """Servers that run at the same time: they mostly wait."""
 

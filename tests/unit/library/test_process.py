@@ -121,6 +121,23 @@ def test_a_forked_child_dies_of_sigterm_like_any_other() -> None:
     assert answer.stdout == "15\n"
 
 
+def test_a_runtime_that_was_made_before_a_fork_runs_after_it() -> None:
+    script = textwrap.dedent("""
+        import asyncio, os, ebbtide
+        runtime = ebbtide.Runtime(ebbtide.Settings(admin_port=0))
+        async def main():
+            async with runtime:
+                print(runtime.state, flush=True)
+        child = os.fork()
+        if child == 0:
+            asyncio.run(main())
+            os._exit(0)
+        print(os.waitpid(child, 0)[1], flush=True)
+    """)
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert answer.stdout == "Serving\n0\n"
+
+
 STUCK = textwrap.dedent("""
     import asyncio, logging, sys, time, ebbtide, ebbtide.effects
     from ebbtide.machine import Durations
