@@ -58,12 +58,12 @@ test-cluster: venv ## The real cluster, faults included; EBBTIDE_KEEP_CLUSTER=1 
 bench: bench-library bench-trend bench-rollout ## All figures below, each against the plain alternative in the same run
 
 .PHONY: bench-library
-bench-library: venv ## A spawned task against create_task and TaskGroup; the stall of a dump of 100,000 tasks (about a minute)
+bench-library: venv ## A spawned task against create_task and TaskGroup; the stall of a dump of 100,000 tasks (about two minutes)
 	$(PY) tests/bench/hot_path.py
 	$(PY) tests/bench/dump_stall.py
 
 .PHONY: bench-trend
-bench-trend: venv ## How often leaks and churn are told right, on generated series and on the example under three loads (about a minute)
+bench-trend: venv ## How often leaks and churn are told right, on generated series and on the example under three loads (about two minutes)
 	$(PY) tests/bench/trend_quality.py
 	$(PY) -m tests.bench.trend_loads
 
