@@ -58,7 +58,7 @@ test-cluster: venv ## The real cluster, faults included; EBBTIDE_KEEP_CLUSTER=1 
 bench: bench-library bench-trend bench-rollout ## All figures below, each against the plain alternative in the same run
 
 .PHONY: bench-library
-bench-library: venv ## A spawned task against create_task and TaskGroup; the stall of a dump of 100,000 tasks (about two minutes)
+bench-library: venv ## A spawned task against create_task and TaskGroup; the stall of a dump of 100,000 tasks (about a minute)
 	$(PY) tests/bench/hot_path.py
 	$(PY) tests/bench/dump_stall.py
 
