@@ -76,7 +76,7 @@ bench-library: venv ## A spawned task against create_task and TaskGroup; the sta
 	$(PY) tests/bench/dump_stall.py
 
 .PHONY: bench-trend
-bench-trend: venv ## How often leaks and churn are told right, on generated series and on the example under three loads (about a minute)
+bench-trend: venv ## How often leaks and churn are told right, on generated series and on the example under three loads (about two minutes)
 	$(PY) tests/bench/trend_quality.py
 	$(PY) -m tests.bench.trend_loads
 

@@ -18,8 +18,8 @@ from itertools import combinations, pairwise
 from statistics import mean, median
 
 STRETCHES = 8
-LEAST_SAMPLES = 32
-"""Fewer say nothing: four for each stretch."""
+LEAST_SAMPLES = 40
+"""Fewer say nothing: five for each stretch."""
 
 
 class Shape(StrEnum):
@@ -73,7 +73,7 @@ def classify(counts: Sequence[float], interval_s: float, thresholds: Thresholds 
     """Say what a series of counts does.
 
     Args:
-        counts: The oldest first, at even intervals; fewer than 32 are normal.
+        counts: The oldest first, at even intervals; fewer than 40 are normal.
         interval_s: Seconds between two of them.
         thresholds: None: those that were chosen from data.
     """
