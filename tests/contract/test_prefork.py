@@ -59,7 +59,10 @@ def test_a_pod_drains_as_one_and_serves_again_as_one(pod_of: PodOf, command: tup
     pod.start_task(one)
     assert pod.refused(one)
     pod.end_tasks(other)
-    assert pod.wait_for(PodState.DRAINED, generation=first, active=0).tally == {"finished": 2, "refused": 1}
+    drained = pod.wait_for(PodState.DRAINED, generation=first, active=0)
+    assert drained.tally == {"finished": 2, "refused": 1}
+    assert drained.drain is not None
+    assert (drained.drain["outcome"], drained.drain["counts"]) == ("clean", {"finished": 2})
     again = pod.order(Desired.SERVE)
     pod.wait_for(PodState.SERVING, generation=again)
     assert pod.states() == {one: "Serving", other: "Serving"}
