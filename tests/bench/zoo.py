@@ -29,8 +29,11 @@ import ebbtide
 from ebbtide.machine import Durations, Ordered
 from ebbtide.protocol import Desired, Order
 
-SLACK_S = 0.1
-"""Beyond what a thread that does nothing but sleep was late in the same run: the machine is not ours alone."""
+SLACK_S = 0.5
+"""A tenth of what the kubelet leaves behind the budget, for a machine that is not ours alone.
+
+What a thread that does nothing but sleep was late in the same run comes on top.
+"""
 GLANCE_S = 0.01
 BATCH = 25
 TRIGGERS = ("call", "signal", "order", "leave")

@@ -209,6 +209,21 @@ def test_a_drained_pod_that_is_deleted_ends_at_once(pod_of: PodOf, command: tupl
     pod.wait_for(PodState.EXITING)
 
 
+def test_a_person_drains_a_pod_and_takes_that_back(pod_of: PodOf) -> None:
+    pod = pod_of(*FORK, "2")
+    pids = pod.wait_for_workers(2)
+    wait_until(lambda: len(pod.states()) == 2)
+    pod.order(drain_timeout_s=300)
+    pod.wait_for(PodState.DRAINED)
+    assert pod.ask("POST", "/drain")[0] == 202
+    assert pod.ask("DELETE", "/drain")[0] == 200
+    wait_until(lambda: pod.states() == dict.fromkeys(pids, "Serving"))
+    os.kill(next(iter(pids - {pod.leader()})), signal.SIGTERM)
+    # The order to drain still stands, but it was taken back: nobody waits for its deadline, and who is new serves.
+    (new,) = pod.wait_for_new_workers(pids)
+    wait_until(lambda: pod.states() == {pod.leader(): "Serving", new: "Serving"})
+
+
 def test_workers_that_cancelled_tasks_are_replaced_when_the_pod_serves_again(pod_of: PodOf) -> None:
     pod = pod_of(*FORK, "2")
     one, other = pod.wait_for_workers(2)

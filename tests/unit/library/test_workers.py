@@ -57,6 +57,7 @@ def merged(*workers: Snapshot) -> Report:
     return merged_report(workers, {}, sequence=7, boot_id="pod", phase_revision=3)
 
 
+@FEW
 @given(snapshots())
 def test_a_pod_of_one_worker_reports_what_the_worker_would(worker: Snapshot) -> None:
     report = merged(worker)
@@ -227,6 +228,15 @@ def test_an_order_to_serve_takes_back_what_a_person_asked_for_and_not_what_the_k
     assert leaving.ordered(serve, 3.0).to_drain
     assert leaving.undrained().to_drain
     assert not asked.undrained().to_drain
+
+
+def test_what_a_person_took_back_is_over_until_the_next_order() -> None:
+    order = Order(desired=Desired.DRAIN, generation=1, epoch=1)
+    returned = Told().ordered(order, 1.0).undrained()
+    assert not returned.to_drain
+    assert not returned.ordered(order, 2.0).to_drain, "it was seen before"
+    assert returned.ordered(replace(order, generation=2), 2.0).to_drain
+    assert returned.asked(Source.API, "", leave=False, now=2.0).to_drain
 
 
 def test_an_order_is_counted_from_its_first_receipt() -> None:
