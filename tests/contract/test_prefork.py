@@ -25,6 +25,18 @@ SERVERS = {
     "gunicorn-asgi-preload": (*GUNICORN, "--preload", "-k", "asgi", "tests.contract.prefork_apps:asgi"),
     "gunicorn-gthread": (*GUNICORN, "-c", "tests/contract/prefork_gunicorn.py", "tests.contract.prefork_apps:wsgi"),
     "uvicorn": ("-m", "uvicorn", "--port", "0", "--workers", "2", "tests.contract.prefork_apps:asgi"),
+    "hypercorn": ("-m", "hypercorn", "--bind", "127.0.0.1:0", "--workers", "2", "tests.contract.prefork_apps:asgi"),
+    "granian": (
+        "-m",
+        "granian",
+        "--port",
+        "0",
+        "--interface",
+        "asgi",
+        "--workers",
+        "2",
+        "tests.contract.prefork_apps:asgi",
+    ),
     "fork": (*FORK, "2"),
 }
 
