@@ -29,8 +29,12 @@ import ebbtide
 from ebbtide.machine import Durations, Ordered
 from ebbtide.protocol import Desired, Order
 
-SLACK_S = 0.25
-"""For a machine that is busy with other things: the conductor is a thread among others."""
+SLACK_S = 0.5
+"""A tenth of what the kubelet leaves behind the budget, for a machine that is not ours alone.
+
+What a thread that does nothing but sleep was late in the same run comes on top.
+"""
+GLANCE_S = 0.01
 BATCH = 25
 TRIGGERS = ("call", "signal", "order", "leave")
 RECORD = ("finished", "failed", "timed_out", "cancelled", "requeued", "abandoned")
@@ -228,6 +232,8 @@ class Outcome:
     trigger: str
     budget_s: float
     took_s: float
+    lag_s: float
+    """By how much a bare thread was late meanwhile."""
     admitted: int
     accounted: int
     tally: dict[str, int]
@@ -235,7 +241,7 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        in_time = self.took_s <= self.budget_s + SLACK_S
+        in_time = self.took_s <= self.budget_s + self.lag_s + SLACK_S
         return in_time and self.admitted == self.accounted and not self.children_failed
 
 
@@ -267,6 +273,7 @@ async def _run(seed: int) -> Outcome:
         trigger=trigger,
         budget_s=durations.budget_s,
         took_s=watcher.took_s,
+        lag_s=watcher.lag_s,
         admitted=zoo.admitted,
         accounted=sum(tally.get(outcome, 0) for outcome in RECORD),
         tally=tally,
@@ -283,14 +290,22 @@ class _Watcher:
 
     def __init__(self, zoo: Zoo, budget_s: float) -> None:
         self.took_s = 0.0
+        self.lag_s = 0.0
         self._zoo = zoo
         self._started_at = time.monotonic()
         self._patience_s = budget_s + 10
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        self._zoo.runtime.wait_drained(self._patience_s)
-        self.took_s = time.monotonic() - self._started_at
+        give_up_at = self._started_at + self._patience_s
+        before_at = self._started_at
+        drained = False
+        while not drained and before_at < give_up_at:
+            drained = self._zoo.runtime.wait_drained(GLANCE_S)
+            now = time.monotonic()
+            self.lag_s = max(self.lag_s, now - before_at - GLANCE_S)
+            before_at = now
+        self.took_s = before_at - self._started_at
         self._zoo.over.set()
 
 
@@ -337,15 +352,16 @@ def many(runs: int, at_once: int) -> list[Outcome]:
 
 def report(outcomes: Sequence[Outcome]) -> str:
     """Return what was seen, as a table."""
-    lines = [f"{'citizen':28} {'runs':>6} {'late by at most (ms)':>22}"]
+    lines = [f"{'citizen':28} {'runs':>6} {'late by (ms): median':>22} {'most':>8}"]
     for citizen in CITIZENS:
         mine = [each for each in outcomes if citizen.__name__ in each.citizens]
-        late_s = max((each.took_s - each.budget_s for each in mine), default=0.0)
-        lines.append(f"{citizen.__name__:28} {len(mine):6} {max(0.0, late_s) * 1000:22.1f}")
+        late_ms = sorted(1000 * max(0.0, each.took_s - each.budget_s) for each in mine) or [0.0]
+        lines.append(f"{citizen.__name__:28} {len(mine):6} {late_ms[len(late_ms) // 2]:22.1f} {late_ms[-1]:8.1f}")
     total: Counter[str] = Counter()
     for each in outcomes:
         total.update(each.tally)
     lines.append(f"{len(outcomes)} runs: {sum(each.admitted for each in outcomes)} admitted, {dict(total)}")
+    lines.append(f"a bare thread was late by up to {1000 * max(each.lag_s for each in outcomes):.1f} ms")
     bad = [each for each in outcomes if not each.good]
     lines += [f"BAD: {asdict(each)}" for each in bad]
     lines.append(f"{len(outcomes) - len(bad)} of {len(outcomes)} in budget and accounted for")

@@ -25,6 +25,18 @@ SERVERS = {
     "gunicorn-asgi-preload": (*GUNICORN, "--preload", "-k", "asgi", "tests.contract.prefork_apps:asgi"),
     "gunicorn-gthread": (*GUNICORN, "-c", "tests/contract/prefork_gunicorn.py", "tests.contract.prefork_apps:wsgi"),
     "uvicorn": ("-m", "uvicorn", "--port", "0", "--workers", "2", "tests.contract.prefork_apps:asgi"),
+    "hypercorn": ("-m", "hypercorn", "--bind", "127.0.0.1:0", "--workers", "2", "tests.contract.prefork_apps:asgi"),
+    "granian": (
+        "-m",
+        "granian",
+        "--port",
+        "0",
+        "--interface",
+        "asgi",
+        "--workers",
+        "2",
+        "tests.contract.prefork_apps:asgi",
+    ),
     "fork": (*FORK, "2"),
 }
 
@@ -59,7 +71,10 @@ def test_a_pod_drains_as_one_and_serves_again_as_one(pod_of: PodOf, command: tup
     pod.start_task(one)
     assert pod.refused(one)
     pod.end_tasks(other)
-    assert pod.wait_for(PodState.DRAINED, generation=first, active=0).tally == {"finished": 2, "refused": 1}
+    drained = pod.wait_for(PodState.DRAINED, generation=first, active=0)
+    assert drained.tally == {"finished": 2, "refused": 1}
+    assert drained.drain is not None
+    assert (drained.drain["outcome"], drained.drain["counts"]) == ("clean", {"finished": 2})
     again = pod.order(Desired.SERVE)
     pod.wait_for(PodState.SERVING, generation=again)
     assert pod.states() == {one: "Serving", other: "Serving"}
@@ -204,6 +219,21 @@ def test_a_drained_pod_that_is_deleted_ends_at_once(pod_of: PodOf, command: tupl
     pod.process.wait(20)
     assert time.monotonic() - asked_at < 10
     pod.wait_for(PodState.EXITING)
+
+
+def test_a_person_drains_a_pod_and_takes_that_back(pod_of: PodOf) -> None:
+    pod = pod_of(*FORK, "2")
+    pids = pod.wait_for_workers(2)
+    wait_until(lambda: len(pod.states()) == 2)
+    pod.order(drain_timeout_s=300)
+    pod.wait_for(PodState.DRAINED)
+    assert pod.ask("POST", "/drain")[0] == 202
+    assert pod.ask("DELETE", "/drain")[0] == 200
+    wait_until(lambda: pod.states() == dict.fromkeys(pids, "Serving"))
+    os.kill(next(iter(pids - {pod.leader()})), signal.SIGTERM)
+    # The order to drain still stands, but it was taken back: nobody waits for its deadline, and who is new serves.
+    (new,) = pod.wait_for_new_workers(pids)
+    wait_until(lambda: pod.states() == {pod.leader(): "Serving", new: "Serving"})
 
 
 def test_workers_that_cancelled_tasks_are_replaced_when_the_pod_serves_again(pod_of: PodOf) -> None:

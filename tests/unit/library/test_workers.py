@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebbtide.exposition import Numbers
 from ebbtide.machine import Durations, Source
-from ebbtide.protocol import Desired, Order, PodState, Report
+from ebbtide.protocol import MOST_DRAIN_BYTES, Desired, Order, PodState, Report
+from ebbtide.workers.drains import merged_drain
 from ebbtide.workers.group import REMEMBERED, Group, Told, durations_left, order_left
 from ebbtide.workers.snapshot import ADVANCE, Snapshot, least_advanced, merged_numbers, merged_report
 
@@ -40,6 +42,7 @@ def snapshots(draw: st.DrawFn, worker: str | None = None) -> Snapshot:
         refusals=draw(st.dictionaries(st.just("limit"), st.integers(1, 9))),
         more=draw(st.dictionaries(st.just("restarts"), st.integers(1, 9))),
         max_tasks=draw(st.none() | st.integers(1, 100)),
+        leaks=draw(st.dictionaries(st.just("old"), st.integers(1, 9))),
     )
 
 
@@ -54,6 +57,7 @@ def merged(*workers: Snapshot) -> Report:
     return merged_report(workers, {}, sequence=7, boot_id="pod", phase_revision=3)
 
 
+@FEW
 @given(snapshots())
 def test_a_pod_of_one_worker_reports_what_the_worker_would(worker: Snapshot) -> None:
     report = merged(worker)
@@ -70,7 +74,8 @@ def test_counts_add_up_and_ages_do_not(workers: list[Snapshot]) -> None:
     assert report.active == sum(each.active for each in reports)
     assert report.oldest_age_s == max(each.oldest_age_s for each in reports)
     assert sum(report.tally.values()) == sum(sum(each.tally.values()) for each in reports)
-    numbers = merged_numbers(Numbers(PodState.SERVING, 0, 0.0), workers, {})
+    numbers = merged_numbers(Numbers(PodState.SERVING, 0, 0.0, leaks={"old": 7}), workers, {})
+    assert numbers.leaks == {"old": sum(each.leaks.get("old", 0) for each in workers)}
     assert (numbers.active, numbers.tally, numbers.state) == (report.active, report.tally, report.state)
 
 
@@ -157,6 +162,39 @@ def test_a_pod_whose_cancelled_workers_are_gone_is_another_one() -> None:
     assert (group.boot_id, group.report(0).forced) == ("other", False)
 
 
+def a_digest(outcome: str | None, took_s: float, held_s: float, name: str = "task") -> dict[str, Any]:
+    return {
+        "outcome": outcome,
+        "reason": "order",
+        "started_at": 100.0 - took_s,
+        "took_s": took_s,
+        "budget_s": 60.0,
+        "phases": {"Draining": took_s},
+        "active_at_start": 2,
+        "counts": {"finished": 1, str(outcome): 1},
+        "late_arrivals": 1,
+        "slowest": [{"name": name, "held_s": held_s, "outcome": "finished"}],
+        "stragglers_in_all": 1,
+        "stragglers": [{"name": name, "where": name, "outcome": None}],
+        "failed_hooks": [],
+    }
+
+
+def test_the_drain_of_a_pod_is_that_of_its_slowest_worker_and_as_bad_as_the_worst() -> None:
+    merged = merged_drain([a_digest("abandoned", 3.0, 1.0), a_digest("clean", 5.0, 4.0)])
+    assert merged is not None
+    assert (merged["outcome"], merged["took_s"], merged["phases"]) == ("abandoned", 5.0, {"Draining": 5.0})
+    assert merged["counts"] == {"finished": 2, "abandoned": 1, "clean": 1}
+    assert [item["held_s"] for item in merged["slowest"]] == [4.0, 1.0]
+    assert (merged["active_at_start"], merged["stragglers_in_all"]) == (4, 2)
+    assert merged_drain([]) is None
+
+
+def test_the_drain_of_a_pod_fits_the_store_whatever_its_tasks_are_called() -> None:
+    merged = merged_drain([a_digest("clean", 1.0, 1.0, name="\N{SNOWMAN}" * 80) for _ in range(20)])
+    assert len(json.dumps(merged)) <= MOST_DRAIN_BYTES
+
+
 DURATIONS = st.floats(0, 1e4)
 
 
@@ -190,6 +228,15 @@ def test_an_order_to_serve_takes_back_what_a_person_asked_for_and_not_what_the_k
     assert leaving.ordered(serve, 3.0).to_drain
     assert leaving.undrained().to_drain
     assert not asked.undrained().to_drain
+
+
+def test_what_a_person_took_back_is_over_until_the_next_order() -> None:
+    order = Order(desired=Desired.DRAIN, generation=1, epoch=1)
+    returned = Told().ordered(order, 1.0).undrained()
+    assert not returned.to_drain
+    assert not returned.ordered(order, 2.0).to_drain, "it was seen before"
+    assert returned.ordered(replace(order, generation=2), 2.0).to_drain
+    assert returned.asked(Source.API, "", leave=False, now=2.0).to_drain
 
 
 def test_an_order_is_counted_from_its_first_receipt() -> None:

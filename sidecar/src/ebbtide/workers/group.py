@@ -36,6 +36,8 @@ class Told:
     order_at: float = 0.0
     """Monotonic seconds of its receipt."""
     drain: Drain | None = None
+    returned: bool = False
+    """A person took the drain back since then."""
 
     def ordered(self, order: Order, now: float) -> Told:
         """Take note of an order; one that was seen before changes nothing."""
@@ -48,16 +50,17 @@ class Told:
     def asked(self, source: Source, text: str, *, leave: bool, now: float) -> Told:
         """Take note of a request to drain; the first one stays."""
         drain = self.drain or Drain(source, text, leave, now)
-        return replace(self, drain=replace(drain, leave=drain.leave or leave))
+        return replace(self, drain=replace(drain, leave=drain.leave or leave), returned=False)
 
     def undrained(self) -> Told:
         """Take note of a request to serve again; who leaves does not come back."""
-        return self if self.drain is not None and self.drain.leave else replace(self, drain=None)
+        leaves = self.drain is not None and self.drain.leave
+        return self if leaves else replace(self, drain=None, returned=True)
 
     @property
     def to_drain(self) -> bool:
         """Whether the pod as a whole is to drain."""
-        ordered = self.order is not None and self.order.desired is not Desired.SERVE
+        ordered = self.order is not None and self.order.desired is not Desired.SERVE and not self.returned
         return ordered or self.drain is not None
 
     def forgotten(self) -> Told:
@@ -161,6 +164,7 @@ class Group:
             "left": self._left,
             "order": None if told.order is None else told.order.encode().decode(),
             "order_at": told.order_at,
+            "returned": told.returned,
             "drain": None
             if told.drain is None
             else [told.drain.source, told.drain.text, told.drain.leave, told.drain.asked_at],
@@ -184,5 +188,6 @@ class Group:
             None if order is None else Order.decode(order.encode()),
             document["order_at"],
             None if drain is None else Drain(Source(drain[0]), *drain[1:]),
+            document["returned"],
         )
         return group

@@ -158,8 +158,12 @@ class Link:
             self._local.drain(told.drain.source, told.drain.text, left, leave=told.drain.leave)
         if told.order is not None:
             self._local.obey(order_left(told.order, now - told.order_at))
+        if told.returned:
+            self._local.undrain()
 
     def _answer(self, number: int, what: str, arguments: Mapping[str, Any]) -> None:
+        if what == "undrain":
+            self.to_drain = False
         try:
             answer = {"answer": self._local.answer(what, arguments)}
         except ValueError as error:

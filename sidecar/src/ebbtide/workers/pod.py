@@ -114,7 +114,8 @@ class Pod:
             action: Lets it exit.
         """
         role = self._hub or self._link
-        if role is None or self._hurried or not role.to_drain:
+        own = machine.reason is not None and machine.reason.source in {Source.SIGNAL, Source.EXIT}
+        if role is None or self._hurried or own or not role.to_drain:
             action()
             return
 
@@ -149,27 +150,29 @@ class Pod:
             self._hub.wake()
         if self._bell is not None:
             self._bell.ring()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None:
             self._thread.join(LEAVE_S)
+        if self._thread is None or not self._thread.is_alive():
+            self._close()
 
     def before_leave(self) -> None:
         """Stop watching for others, in the loop's thread."""
-        if self._loop is None or self._listener is None or self._thread is not None:
-            return
-        self._loop.remove_reader(self._listener)
-        self._listener.close()
-        if self._place is not None:
-            self._place.release()
+        # Who comes now waits at the door until the last report is written.
+        if self._loop is not None and self._listener is not None and self._thread is None:
+            self._loop.remove_reader(self._listener)
 
     def forget(self) -> None:
         """Close, in a forked child, what belongs to its parent; its threads are not there."""
+        self._close()
+        if self._admin is not None:
+            self._admin.forget()
+
+    def _close(self) -> None:
         for open_end in (self._listener, self._hub, self._bell, self._channel):
             if open_end is not None:
                 open_end.close()
         if self._place is not None:
             self._place.release()
-        if self._admin is not None:
-            self._admin.forget()
 
     # --- roles
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from ebbtide.exposition import Numbers
 from ebbtide.protocol import PodState, Report
+from ebbtide.workers.drains import merged_drain
 
 Counts = Mapping[str, Mapping[str, int]]
 """Counters by kind and name: `tally` by outcome, `refusals` by reason, and `more`."""
@@ -45,6 +46,7 @@ class Snapshot:
     """`late_arrivals`, `restarts`, `hook_failures`."""
     max_tasks: int | None = None
     open_breakers: Sequence[str] = ()
+    leaks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def counts(self) -> Counts:
@@ -82,6 +84,7 @@ def snapshot_of(worker: str, pid: int, parent: int, report: Report, numbers: Num
         },
         max_tasks=numbers.max_tasks,
         open_breakers=tuple(numbers.open_breakers),
+        leaks=numbers.leaks,
     )
 
 
@@ -128,8 +131,10 @@ def merged_report(
     total = gone
     for each in workers:
         total = added(total, each.counts)
+    state = least_advanced(report.state for report in reports)
+    drains = [report.drain for report in reports if report.drain is not None]
     return Report(
-        state=least_advanced(report.state for report in reports),
+        state=state,
         sequence=sequence,
         boot_id=boot_id,
         generation=min((report.generation for report in obeying), default=0),
@@ -140,12 +145,7 @@ def merged_report(
         tally=total.get("tally", {}),
         forced=any(report.forced for report in reports),
         phase_revision=phase_revision,
-        # The drain that the pod waited for.
-        drain=max(
-            (report.drain for report in reports if report.drain is not None),
-            key=lambda drain: float(drain.get("took_s", 0.0)),
-            default=None,
-        ),
+        drain=merged_drain(drains) if state in DONE else None,
     )
 
 
@@ -169,4 +169,5 @@ def merged_numbers(own: Numbers, workers: Sequence[Snapshot], gone: Counts) -> N
         refusals={**dict.fromkeys(own.refusals, 0), **total.get("refusals", {})},
         max_tasks=sum(limits) if len(limits) == len(workers) else None,
         open_breakers=sorted({name for each in workers for name in each.open_breakers}),
+        leaks={rule: sum(each.leaks.get(rule, 0) for each in workers) for rule in own.leaks},
     )
