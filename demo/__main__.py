@@ -51,7 +51,7 @@ async def play(
     async with kubectl.proxy() as api, aiohttp.ClientSession(timeout=timeout) as session:
         async with PodWatch(session, api, SHOP) as watch:
             load = LoadControl(session, api + service_path(SHOP, "load", 8090))
-            audit = AuditTail(cluster.audit_log) if cluster.audit_log else None
+            audit = AuditTail(cluster.audit_log)
             stage = Stage(kubectl, watch, load, audit, subjects, pace, progress.say)
             follower = asyncio.create_task(progress.follow(stage))
             try:

@@ -44,8 +44,7 @@ class Recording:
     orders: tuple[OrderRecord, ...]
     marks: tuple[Mark, ...]
     events: tuple[PodEvent, ...]
-    writes: tuple[Write, ...] | None
-    """None: the cluster has no audit log that can be read."""
+    writes: tuple[Write, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class Row:
     own_writes_per_pod: float | None
     own_pod_writes_per_pod: float | None
     """Of those, the ones to the pods themselves."""
-    held_requests: int | None
+    held_requests: int
     removals: tuple[Removal, ...] = field(default=(), repr=False)
     timeline: tuple[Moment, ...] = field(default=(), repr=False)
 
@@ -108,7 +107,7 @@ def measure(recording: Recording, course: Course, now: float, namespace: str, op
     history = History(course.deployment, recording.events)
     over_at = history.reached_at(course.goal, course.last_command_at)
     end = over_at if over_at is not None else recording.ended_at
-    deletions = pod_deletions(recording.writes or (), namespace)
+    deletions = pod_deletions(recording.writes, namespace)
     removals = history.removals(course.began_at, recording.ended_at, deletions)
     own = [event for event in recording.events if event.pod.deployment == course.deployment]
     decided, latencies = _signals(recording, course, own, removals)
@@ -138,10 +137,10 @@ def measure(recording: Recording, course: Course, now: float, namespace: str, op
         release_p50_s=percentile(releases, 50),
         release_p99_s=percentile(releases, 99),
         removed_pods=gone,
-        writes_per_pod=_per(gone, writes.accepted if writes else None),
-        own_writes_per_pod=_per(gone, writes.by_ebbtide if writes else None),
-        own_pod_writes_per_pod=_per(gone, writes.to_pods_by_ebbtide if writes else None),
-        held_requests=writes.held if writes is not None else None,
+        writes_per_pod=_per(gone, writes.accepted),
+        own_writes_per_pod=_per(gone, writes.by_ebbtide),
+        own_pod_writes_per_pod=_per(gone, writes.to_pods_by_ebbtide),
+        held_requests=writes.held,
         removals=removals,
         timeline=history.timeline(course.began_at, recording.ended_at, course.before),
     )
@@ -187,9 +186,7 @@ def _interrupted(course: Course, history: History, removals: Sequence[Removal], 
 
 def _writes(
     recording: Recording, course: Course, history: History, namespace: str, operator_namespace: str
-) -> WriteCount | None:
-    if recording.writes is None:
-        return None
+) -> WriteCount:
     before = set(history.at(course.began_at))
     created = {
         event.pod.name

@@ -54,7 +54,7 @@ class Stage:
     kubectl: Kubectl
     watch: PodWatch
     load: LoadControl
-    audit: AuditTail | None
+    audit: AuditTail
     subjects: Sequence[Subject]
     pace: Pace
     say: Say
@@ -195,8 +195,7 @@ async def record(stage: Stage, scene: Scene, run: str, seed: int) -> Recording:
         }
     )
     stage.run, stage.scene = run, f"{scene.name}: load"
-    if stage.audit is not None:
-        stage.audit.read()
+    stage.audit.read()
     stage.remember_templates()
     await asyncio.sleep(pace.warm_up_s)
     stage.scene = scene.name
@@ -215,7 +214,7 @@ async def record(stage: Stage, scene: Scene, run: str, seed: int) -> Recording:
         orders=tuple(OrderRecord.from_json(item) for item in dump["orders"]),
         marks=tuple(Mark.from_json(item) for item in dump["pod_marks"]),
         events=tuple(stage.watch.events),
-        writes=tuple(stage.audit.read()) if stage.audit is not None else None,
+        writes=tuple(stage.audit.read()),
     )
 
 

@@ -1,7 +1,5 @@
 """What happens when parts of Ebbtide die: nothing is held past its deadline, and tasks end by the floor."""
 
-import os
-import signal
 import time
 
 import pytest
@@ -27,8 +25,7 @@ def kill_containers(installation: Installation, component: str) -> int:
     killed = 0
     for pod in installation.items("pods", "-n", NAMESPACE, "-l", f"app.kubernetes.io/component={component}"):
         for status in pod["status"].get("containerStatuses", []):
-            pid = installation.cluster.container_pid(status["containerID"])
-            os.kill(pid, signal.SIGKILL)
+            installation.cluster.kill_container(status["containerID"])
             killed += 1
     return killed
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.localcluster import binaries, kind
-from tests.localcluster.layout import Spec
+from tests.localcluster.layout import Layout, Spec
 
 
 def _validate(file: Path) -> subprocess.CompletedProcess[str]:
@@ -21,10 +21,11 @@ def test_kind_accepts_the_repositorys_configuration() -> None:
 
 
 def test_kind_accepts_what_the_adapter_makes_of_it(tmp_path: Path) -> None:
-    adapted = kind.configuration(yaml.safe_load(kind.CONFIGURATION.read_text()), Spec("other", nodes=4))
-    file = tmp_path / "kind-config.yaml"
-    file.write_text(yaml.safe_dump(adapted))
-    done = _validate(file)
+    file = yaml.safe_load(kind.CONFIGURATION.read_text())
+    adapted = kind.configuration(file, Spec("other", nodes=4), Layout(tmp_path), "my/node:v1.36.9")
+    written = tmp_path / "kind-config.yaml"
+    written.write_text(yaml.safe_dump(adapted))
+    done = _validate(written)
     assert done.returncode == 0, done.stderr
 
 

@@ -62,7 +62,9 @@ def check() -> None:
     Raises:
         ClusterError: it can't; the message says why.
     """
-    if not _kind_chosen():
+    if _kind_chosen():
+        kind.check()
+    else:
         capabilities.check()
 
 

@@ -43,13 +43,13 @@ class Cluster(ABC):
 
     Attributes:
         kubeconfig: a file with an administrator's access, for this cluster only.
-        audit_log: one JSON line for each write that the API server answered; None where there is none.
+        audit_log: one JSON line for each write that the API server answered.
         service_reachable_from_host: whether programs on this machine reach pods and Services at their addresses.
     """
 
     name: str
     kubeconfig: Path
-    audit_log: Path | None
+    audit_log: Path
     service_reachable_from_host: bool
 
     def kubectl(
@@ -99,22 +99,16 @@ class Cluster(ABC):
     def node_names(self) -> list[str]:
         """Return the names of the nodes, the first one first."""
 
-    @property
     @abstractmethod
-    def pids(self) -> dict[str, int]:
-        """Component (`kube-apiserver`, `kubelet/node-1`) to process id; empty where they are not this machine's."""
-
-    @abstractmethod
-    def container_pid(self, container_id: str) -> int:
-        """Return the process id on this machine of a container's first process.
+    def kill_container(self, container_id: str) -> None:
+        """Kill a container's first process, as a crash does.
 
         Args:
             container_id: as in a pod's status, `containerd://…`.
-        """
 
-    @abstractmethod
-    def restart(self, component: str) -> int:
-        """Kill a component where it lives, start it again as it was, and return its process id."""
+        Raises:
+            ClusterError: no process of it runs.
+        """
 
     @abstractmethod
     def status(self) -> Status:

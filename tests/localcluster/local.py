@@ -1,13 +1,13 @@
 """The local cluster: real Kubernetes as processes of this machine, without a container engine."""
 
-from contextlib import AbstractContextManager
+import os
+import signal
 from pathlib import Path
 
-from tests.localcluster import archives, binaries, bringup, capabilities, packages, pause, processes, teardown
+from tests.localcluster import archives, binaries, bringup, capabilities, locks, packages, pause, processes, teardown
 from tests.localcluster.cluster import Cluster, Status, run
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.layout import Layout, Record, Spec, layout_of, read_record
-from tests.localcluster.locks import exclusive
 from tests.localcluster.processes import Process
 from tests.localcluster.progress import say, step
 
@@ -34,6 +34,7 @@ class LocalCluster(Cluster):
 
     @property
     def pids(self) -> dict[str, int]:
+        """Component (`kube-apiserver`, `kubelet/node-1`) to process id, of those that run."""
         return {name: process.pid for name, process in self._processes().items() if process.alive()}
 
     def _processes(self) -> dict[str, Process]:
@@ -52,7 +53,18 @@ class LocalCluster(Cluster):
     def _listing(self, node: str) -> str:
         return run([*bringup.ctr(self._layout, node), "images", "list"]).stdout
 
+    def kill_container(self, container_id: str) -> None:
+        os.kill(self.container_pid(container_id), signal.SIGKILL)
+
     def container_pid(self, container_id: str) -> int:
+        """Return the process id on this machine of a container's first process.
+
+        Args:
+            container_id: as in a pod's status, `containerd://…`.
+
+        Raises:
+            ClusterError: none runs.
+        """
         identifier = container_id.rpartition("/")[2]
         if len(identifier) < 32:  # too short to be unique in what is searched
             raise ClusterError(f"container id {container_id!r}: expected one like containerd://<64 hex digits>")
@@ -71,6 +83,11 @@ class LocalCluster(Cluster):
         return min(found)[1]
 
     def restart(self, component: str) -> int:
+        """Kill a component where it lives, start it again as it was, and return its process id.
+
+        Raises:
+            ClusterError: there is no such component; the message lists those that there are.
+        """
         known = self._processes()
         if component not in known or component.startswith("sandbox/"):
             names = ", ".join(name for name in known if not name.startswith("sandbox/"))
@@ -119,7 +136,7 @@ def up(spec: Spec) -> LocalCluster:
     layout = layout_of(spec.name)
     layout.check(spec)
     prepare()
-    with _locked(layout):
+    with locks.of_cluster(layout):
         present = attach(spec.name)
         if present is not None and (status := present.status()).healthy:
             _check_same(spec, present)
@@ -155,7 +172,7 @@ def down(name: str) -> None:
         ClusterError: something of it could not be removed.
     """
     layout = layout_of(name)
-    with _locked(layout, remove=True):
+    with locks.of_cluster(layout, remove=True):
         if not teardown.leftovers(layout):
             say(f"there is no cluster {name}")
             return
@@ -170,8 +187,3 @@ def _check_same(spec: Spec, present: LocalCluster) -> None:
             f"cluster {spec.name} runs as {present._record.spec}, not as {spec}: take it down first "
             f"(python -m tests.localcluster down --name {spec.name}) or choose another name"
         )
-
-
-def _locked(layout: Layout, *, remove: bool = False) -> AbstractContextManager[None]:
-    lock = layout.root.with_name(f".{layout.root.name}.lock")
-    return exclusive(lock, f"another program that starts or stops cluster {layout.root.name}", remove=remove)

@@ -3,10 +3,17 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from tests.localcluster.layout import Layout
 from tests.localcluster.progress import say
+
+
+def of_cluster(layout: Layout, *, remove: bool = False) -> AbstractContextManager[None]:
+    """Hold the lock of whoever starts or stops a cluster; it lies beside the state folder, which comes and goes."""
+    lock = layout.root.with_name(f".{layout.root.name}.lock")
+    return exclusive(lock, f"another program that starts or stops cluster {layout.root.name}", remove=remove)
 
 
 @contextmanager

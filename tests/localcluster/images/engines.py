@@ -50,7 +50,7 @@ def present() -> Engine:
 
 
 class Docker:
-    """It cannot run where this was written; its command lines are tested, the rest is not."""
+    """The engine that `docker` speaks to; it keeps what it builds and pulls."""
 
     pulls = True
 
@@ -68,8 +68,18 @@ class Docker:
         run(["docker", "save", "--output", str(archive), reference])
 
     def pull(self, reference: str, archive: Path) -> None:
-        run(["docker", "pull", "--quiet", reference])
+        # A reference names a version, which does not move: what the engine has is not asked for again, and a machine
+        # without a way to the registry can be given it with `docker load`.
+        if not self._has(reference):
+            run(["docker", "pull", "--quiet", reference])
         run(["docker", "save", "--output", str(archive), reference])
+
+    def _has(self, reference: str) -> bool:
+        try:
+            run(["docker", "image", "inspect", reference])
+        except ClusterError:
+            return False
+        return True
 
 
 class Buildah:

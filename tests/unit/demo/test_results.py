@@ -61,9 +61,8 @@ def test_a_row_has_every_figure_of_its_deployment_alone() -> None:
     assert not row.kept
 
 
-def test_without_an_audit_log_there_are_no_writes_and_the_watch_gives_the_time() -> None:
-    row = measure(recording(writes=None), SCALE_DOWN, 1000.0, "shop", "ebbtide-system")
-    assert row.writes_per_pod is None
+def test_the_watch_gives_the_time_of_a_deletion_that_the_audit_log_lacks() -> None:
+    row = measure(recording(writes=()), SCALE_DOWN, 1000.0, "shop", "ebbtide-system")
     assert row.signal_p50_s is not None
     assert abs(row.signal_p50_s - 0.3) < 1e-6
 
@@ -90,7 +89,7 @@ def test_the_table_has_a_line_for_each_row_and_none_is_cut() -> None:
 
 
 def test_the_table_shows_a_dash_where_nothing_was_measured() -> None:
-    row = measure(recording(writes=None, marks=()), SCALE_DOWN, 1000.0, "shop", "ebbtide-system")
+    row = measure(recording(events=(), marks=()), SCALE_DOWN, 1000.0, "shop", "ebbtide-system")
     assert render([row]).splitlines()[4].split()[-2:] == ["-", "-"]
 
 

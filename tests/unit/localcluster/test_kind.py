@@ -6,9 +6,14 @@ import yaml
 
 from tests.localcluster import adapters, kind
 from tests.localcluster.errors import ClusterError
-from tests.localcluster.layout import Spec
+from tests.localcluster.layout import Layout, Spec
 
 KIND = Path("/bin/kind")
+LAYOUT = Layout(Path("/state/a"))
+
+
+def adapt(spec: Spec, image: str | None = None) -> dict[str, Any]:
+    return kind.configuration(yaml.safe_load(kind.CONFIGURATION.read_text()), spec, LAYOUT, image)
 
 
 def test_a_cluster_is_created_with_an_access_file_of_its_own() -> None:
@@ -18,9 +23,9 @@ def test_a_cluster_is_created_with_an_access_file_of_its_own() -> None:
     ]
 
 
-def test_an_image_is_loaded_from_its_archive() -> None:
-    assert kind.load_command(KIND, "a", Path("/tmp/i.tar")) == [
-        *("/bin/kind", "load", "image-archive", "/tmp/i.tar", "--name", "a")
+def test_an_image_is_loaded_from_its_archive_into_the_nodes_that_take_pods() -> None:
+    assert kind.load_command(KIND, "a", Path("/tmp/i.tar"), ["a-worker", "a-worker2"]) == [
+        *("/bin/kind", "load", "image-archive", "/tmp/i.tar", "--name", "a", "--nodes", "a-worker,a-worker2")
     ]
 
 
@@ -33,18 +38,51 @@ def test_deletion_and_lists_name_the_cluster() -> None:
 
 
 def test_a_node_is_asked_for_the_images_that_kubernetes_sees() -> None:
-    command = kind.list_images_command("a-worker")
-    assert command[:3] == ["docker", "exec", "a-worker"]
-    assert command[command.index("--namespace") + 1] == "k8s.io"
+    assert kind.ctr_command("a-worker", "images", "list") == [
+        *("docker", "exec", "a-worker", "ctr", "--namespace", "k8s.io", "images", "list")
+    ]
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 5])
 def test_as_many_workers_as_nodes_were_asked_for(nodes: int) -> None:
-    file: dict[str, Any] = yaml.safe_load(kind.CONFIGURATION.read_text())
-    adapted = kind.configuration(file, Spec("a", nodes))
+    adapted = adapt(Spec("a", nodes))
     assert [node["role"] for node in adapted["nodes"]] == ["control-plane", *["worker"] * nodes]
     assert adapted["name"] == "a"
     assert len({node["image"] for node in adapted["nodes"]}) == 1
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_all_nodes_run_the_image_that_was_chosen_or_the_pinned_one(nothing: str | None) -> None:
+    assert {node["image"] for node in adapt(Spec("a", 2), "my/node:v1.36.9")["nodes"]} == {"my/node:v1.36.9"}
+    (pinned,) = {node["image"] for node in yaml.safe_load(kind.CONFIGURATION.read_text())["nodes"]}
+    assert {node["image"] for node in adapt(Spec("a", 2), nothing)["nodes"]} == {pinned}
+
+
+def test_the_api_server_writes_its_audit_log_into_the_state_folder() -> None:
+    adapted = adapt(Spec("a"))
+    mounts = {mount["containerPath"]: mount["hostPath"] for mount in adapted["nodes"][0]["extraMounts"]}
+    assert "extraMounts" not in adapted["nodes"][1]
+    (patch,) = map(yaml.safe_load, adapted["kubeadmConfigPatches"])
+    volumes = {volume["mountPath"]: volume["hostPath"] for volume in patch["apiServer"]["extraVolumes"]}
+
+    def on_this_machine(path: str) -> Path:
+        """Follow a path from the API server's container to the node and on to this machine."""
+        (inner,) = (mount for mount in volumes if Path(path).is_relative_to(mount))
+        (outer,) = (mount for mount in mounts if Path(volumes[inner]).is_relative_to(mount))
+        return Path(mounts[outer]) / Path(volumes[inner]).relative_to(outer) / Path(path).relative_to(inner)
+
+    arguments = patch["apiServer"]["extraArgs"]
+    assert on_this_machine(arguments["audit-log-path"]) == LAYOUT.audit_log
+    assert on_this_machine(arguments["audit-policy-file"]) == Path("/state/a/control-plane/etc/audit-policy.yaml")
+
+
+def test_a_node_that_does_not_say_ready_is_named() -> None:
+    def node(name: str, **conditions: str) -> dict[str, Any]:
+        listed = [{"type": kind, "status": status} for kind, status in conditions.items()]
+        return {"metadata": {"name": name}, "status": {"conditions": listed}}
+
+    nodes = [node("a", Ready="True"), node("b", Ready="Unknown"), node("c", DiskPressure="True"), node("d")]
+    assert kind.unready({"items": nodes}) == ["b", "c", "d"]
 
 
 def test_the_repository_pins_one_control_plane_and_two_workers_by_digest() -> None:
