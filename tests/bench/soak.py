@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
@@ -30,33 +31,33 @@ from ebbtide.protocol import PodState
 CONTAINERS = (dict, list, set, frozenset, deque, WeakSet, WeakValueDictionary)
 BOUNDED = 2
 """A container may be longer at one sample than at another by so many: a sample meets it here or there."""
-MOST_GROWTH_KIB = 3 * 1024
+MOST_GROWTH_KIB = 512
 CROWD = 100
 
 
 @dataclass(slots=True)
 class Samples:
-    """What was seen, in order."""
+    """What was seen, by thirds of the time; no more of it is kept than that, or the soak would see itself grow."""
 
-    resident_kib: list[int] = field(default_factory=list)
-    lengths: list[Counter[str]] = field(default_factory=list)
+    resident_kib: tuple[list[int], ...] = field(default_factory=lambda: ([], [], []))
+    longest: tuple[Counter[str], ...] = field(default_factory=lambda: (Counter(), Counter(), Counter()))
     cycles: int = 0
 
-    def take(self, roots: Iterable[object]) -> None:
+    def take(self, roots: Iterable[object], third: int) -> None:
+        """Look now; the first third (0) is the warm-up."""
         gc.collect()
-        self.resident_kib.append(_resident_kib())
-        self.lengths.append(lengths(roots))
+        self.resident_kib[third].append(_resident_kib())
+        for name, length in lengths(roots).items():
+            self.longest[third][name] = max(self.longest[third][name], length)
 
     def grown(self) -> dict[str, tuple[int, int]]:
         """Return what was longer in the last third than ever in the second: name to both lengths."""
-        third = len(self.lengths) // 3
-        before, after = _longest(self.lengths[third : 2 * third]), _longest(self.lengths[2 * third :])
+        _, before, after = self.longest
         return {name: (before[name], length) for name, length in after.items() if length > before[name] + BOUNDED}
 
     def growth_kib(self) -> int:
-        """Return by how much the process was larger at the end than after the first third."""
-        third = len(self.resident_kib) // 3
-        return min(self.resident_kib[2 * third :]) - max(self.resident_kib[third : 2 * third])
+        """Return by how much the process was larger in the last third than in the second, by the medians."""
+        return round(median(self.resident_kib[2]) - median(self.resident_kib[1]))
 
 
 def lengths(roots: Iterable[object]) -> Counter[str]:
@@ -72,8 +73,9 @@ def lengths(roots: Iterable[object]) -> Counter[str]:
         for name, value in _attributes(owner):
             left += _followed(value)
             if isinstance(value, CONTAINERS):
-                # Of a value, which is what it is; there are as many values as something else has room for.
-                if not _is_value(owner):
+                # Of a value, which is what it is; there are as many values as something else has room for. And a deque
+                # with a limit takes ten minutes to fill, and then keeps to it.
+                if not _is_value(owner) and getattr(value, "maxlen", None) is None:
                     found[f"{_name(owner)}.{name}"] += len(value)
                 left += [each for item in _items(value) for each in _followed(item)]
     return found
@@ -104,13 +106,6 @@ def _items(container: Any) -> list[Any]:
 
 def _name(owner: object) -> str:
     return getattr(owner, "__name__", None) or type(owner).__qualname__
-
-
-def _longest(samples: Iterable[Counter[str]]) -> Counter[str]:
-    longest: Counter[str] = Counter()
-    for each in samples:
-        longest |= each
-    return longest
 
 
 def _resident_kib() -> int:
@@ -150,15 +145,15 @@ async def soak(seconds: float) -> Samples:
     )
     chance = random.Random(1)
     samples = Samples()
-    end_at = time.monotonic() + seconds
+    began_at = time.monotonic()
     async with ebbtide.Runtime(settings, watchdog=False) as runtime:
-        while time.monotonic() < end_at:
+        while (passed_s := time.monotonic() - began_at) < seconds:
             for _ in range(10):
                 samples.cycles += 1
                 await cycle(runtime, chance, samples.cycles)
             async with ebbtide.Runtime(settings, watchdog=False) as other:
                 await other.scope("soak").spawn(asyncio.sleep(0))
-            samples.take([runtime])
+            samples.take([runtime], int(3 * passed_s / seconds))
     return samples
 
 
@@ -171,9 +166,9 @@ def main() -> int:
     samples = asyncio.run(soak(options.seconds))
     found = {
         "cycles": samples.cycles,
-        "samples": len(samples.lengths),
-        "containers": len(_longest(samples.lengths)),
-        "resident_kib": [samples.resident_kib[0], samples.resident_kib[-1]],
+        "samples": sum(map(len, samples.resident_kib)),
+        "containers": len(samples.longest[2]),
+        "resident_kib": [median(third) for third in samples.resident_kib],
         "growth_kib": samples.growth_kib(),
         "grown": samples.grown(),
     }

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ebbtide import environment
-from ebbtide.etcd import EtcdClient
+from ebbtide.etcd import Changed, EtcdClient
 from ebbtide.protocol import Desired, Keys, Order, PodState, Report
 from tests.contract.member import Member, free_port
-from tests.contract.watching import wait_until
+from tests.contract.watching import SyncWatching, wait_until
 
 KEYS = Keys()
 ROOT = Path(__file__).parents[2]
@@ -104,13 +104,23 @@ class Pod:
     @property
     def report(self) -> Report | None:
         """Its report as the store has it; fails where a boot counts backwards."""
-        stored = self.store.get(KEYS.report(self.namespace, self.uid))
+        stored = self.store.get(self.report_key)
         if stored is None:
             return None
         report = Report.decode(stored.value)
         assert report.sequence >= self._seen.get(report.boot_id, 0)
         self._seen[report.boot_id] = report.sequence
         return report
+
+    def states_told(self, watching: SyncWatching) -> list[PodState]:
+        """Return the states of all reports that somebody saw who follows them."""
+        return [
+            Report.decode(change.key_value.value).state for change in watching.changes if isinstance(change, Changed)
+        ]
+
+    @property
+    def report_key(self) -> str:
+        return KEYS.report(self.namespace, self.uid)
 
     @property
     def boots(self) -> int:

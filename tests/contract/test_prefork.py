@@ -14,7 +14,7 @@ from ebbtide.protocol import Desired, PodState
 from tests.contract.member import Member
 from tests.contract.prefork import Pod
 from tests.contract.prefork_celery import an_app
-from tests.contract.watching import wait_until
+from tests.contract.watching import SyncWatching, wait_until
 
 pytestmark = pytest.mark.etcd
 
@@ -133,6 +133,45 @@ def test_a_worker_that_is_killed_holds_no_drain_and_its_tasks_are_counted_once(p
     for pid in rest:
         pod.end_tasks(pid)
     assert pod.wait_for(PodState.DRAINED, active=0).tally == {"abandoned": 1, "finished": 2, "refused": 1}
+
+
+@pytest.fixture
+def watching(shared_etcd: Member) -> Iterator[Callable[[str], SyncWatching]]:
+    opened: list[SyncWatching] = []
+
+    def watch(key: str) -> SyncWatching:
+        opened.append(SyncWatching([shared_etcd.url], key))
+        return opened[-1]
+
+    yield watch
+    for each in opened:
+        each.stop()
+
+
+def test_no_death_of_a_leader_makes_a_pod_drained_that_works(
+    pod_of: PodOf, watching: Callable[[str], SyncWatching]
+) -> None:
+    pod = pod_of(*FORK, "3")
+    pids = pod.wait_for_workers(3)
+    wait_until(lambda: len(pod.states()) == 3)
+    busy = max(pids - {pod.leader()})
+    pod.start_task(busy)
+    pod.order(drain_timeout_s=300)
+    pod.wait_for(PodState.DRAINING, active=1)
+    told = watching(pod.report_key)
+    for _ in range(3):
+        wait_until(lambda: pod.port_is_taken() and len(pod.states()) == 3)
+        leader = pod.leader()
+        if leader == busy:
+            break
+        # All that is left are one that works and, at times, one that was forked in the same moment.
+        os.kill(leader, signal.SIGKILL)
+        pod.wait_for_new_workers(pids)
+        pids = pod.pids()
+    assert set(pod.states_told(told)) == {PodState.DRAINING}
+    pod.end_tasks(busy)
+    assert pod.wait_for(PodState.DRAINED).tally == {"finished": 1}
+    assert pod.boots == 1
 
 
 def test_when_the_worker_that_leads_is_killed_another_takes_over(pod_of: PodOf) -> None:

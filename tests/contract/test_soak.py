@@ -27,10 +27,9 @@ def test_a_process_that_drains_and_serves_again_does_not_grow() -> None:
 def test_a_container_that_grows_is_found() -> None:
     runtime = ebbtide.Runtime(ebbtide.Settings(admin_port=0), watchdog=False)
     samples = Samples()
-    for _ in range(9):
-        samples.take([runtime])
+    for third in range(3):
+        samples.take([runtime], third)
     assert samples.grown() == {}
-    for length in range(9):
-        runtime._registry.abandoned.update(range(length * 10))
-        samples.take([runtime])
-    assert set(samples.grown()) == {"Registry.abandoned"}
+    runtime._registry.abandoned.update(range(10))
+    samples.take([runtime], 2)
+    assert samples.grown() == {"Registry.abandoned": (0, 10)}
