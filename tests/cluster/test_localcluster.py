@@ -129,6 +129,11 @@ def test_a_pod_finds_a_service_by_its_name_and_reaches_every_pod_of_it(web: Web)
 
 
 def test_a_name_that_is_not_there_is_answered_at_once(web: Web) -> None:
+    assert "NXDOMAIN" in web.run(f"nslookup nobody.{web.namespace}.svc.cluster.local || true")
+
+
+@pytest.mark.usefixtures("on_this_machine")
+def test_a_name_outside_of_the_cluster_is_answered_without_asking_anybody(web: Web) -> None:
     assert "NXDOMAIN" in web.run("nslookup nobody.example || true")
 
 
