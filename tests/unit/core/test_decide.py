@@ -135,6 +135,10 @@ class TestEnding:
             ({"forced": True}, Outcome.CANCELLED),
             ({"forced": True, "active": 2}, Outcome.ABANDONED),
             ({"tally": {"abandoned": 1}}, Outcome.ABANDONED),
+            ({"tally": {"abandoned": 1}, "drain": {"counts": {"abandoned": 1}}}, Outcome.ABANDONED),
+            ({"tally": {"abandoned": 1}, "drain": {"counts": {"finished": 2}}}, Outcome.CLEAN),
+            ({"tally": {"abandoned": 1}, "drain": {"counts": "many"}}, Outcome.ABANDONED),
+            ({"drain": {"counts": {"abandoned": "many"}}}, Outcome.CLEAN),
         ],
     )
     def test_a_drained_pod_is_released_with_what_it_said(self, changes: dict[str, Any], outcome: Outcome) -> None:

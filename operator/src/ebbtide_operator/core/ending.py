@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ebbtide.protocol import Desired, DrainRecord, Order, Outcome
-from ebbtide_operator.core.fleet import Member, answer_to
+from ebbtide_operator.core.fleet import Member, abandoned_in_drain, answer_to
 from ebbtide_operator.core.model import Action, Forget, Release, ReportView, Snapshot, WriteRecord
 
 
@@ -96,7 +96,7 @@ def _is_written(snapshot: Snapshot, uid: str, started_at: float) -> bool:
 
 def _spoken(outcome: Outcome, member: Member) -> str:
     report = member.report
-    left = 0 if report is None else max(report.active, report.tally.get("abandoned", 0))
+    left = 0 if report is None else max(report.active, abandoned_in_drain(report))
     match outcome:
         case Outcome.CLEAN:
             return "every task ended by itself"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -285,10 +285,21 @@ def answer_to(order: Order, report: Report | None) -> Outcome | None:
         return None
     if report.state not in (PodState.DRAINED, PodState.EXITING):
         return None
-    # The tally counts from the start of the process, and one that abandoned tasks never serves again.
-    if report.active > 0 or report.tally.get("abandoned", 0) > 0:
+    if report.active > 0 or abandoned_in_drain(report) > 0:
         return Outcome.ABANDONED
     return Outcome.CANCELLED if report.forced else Outcome.CLEAN
+
+
+def abandoned_in_drain(report: Report) -> int:
+    """Return how many tasks a drained pod gave up.
+
+    The tally will not do where the digest of the drain tells: it counts from the start of the process, and so what ran
+    past a time limit, or died with a crashed worker, long before.
+    """
+    counts = None if report.drain is None else report.drain.get("counts")
+    # The digest is for people, and not checked as it comes in.
+    said = counts.get("abandoned", 0) if isinstance(counts, Mapping) else report.tally.get("abandoned", 0)
+    return said if isinstance(said, int) else 0
 
 
 def survey(snapshot: Snapshot) -> Fleet:
