@@ -48,7 +48,9 @@ def cancel_by_id(registry: Registry, number: int, reason: str) -> bool:
     One that was cancelled and still cleans up is left to that.
     """
     item = registry.live.get(number)
-    if item is None or task_of(item) is None:
+    task = None if item is None else task_of(item)
+    # One that has ended is in flight until its callbacks have run, a turn of the loop later.
+    if item is None or task is None or task.done():
         return False
     cancel_everywhere(registry, [item], reason, registry.grace_s)
     return True
