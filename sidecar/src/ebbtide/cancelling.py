@@ -49,7 +49,7 @@ def cancel_by_id(registry: Registry, number: int, reason: str) -> bool:
     """
     item = registry.live.get(number)
     task = None if item is None else task_of(item)
-    # A task is done one turn of the loop before its end is counted and its entry goes.
+    # One that has ended is in flight until its callbacks have run, a turn of the loop later.
     if item is None or task is None or task.done():
         return False
     cancel_everywhere(registry, [item], reason, registry.grace_s)

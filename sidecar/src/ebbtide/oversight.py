@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebbtide.cancelling import cancel_by_id
+from ebbtide.entries import task_of
 from ebbtide.findings import Finding
 from ebbtide.leakwatch import LeakWatch
 from ebbtide.registry import Registry
@@ -75,7 +76,8 @@ class Oversight:
             False where nothing of that id is in flight, or it is abandoned already.
         """
         item = self._registry.live.get(number)
-        if item is None or number in self._registry.abandoned:
+        task = None if item is None else task_of(item)
+        if item is None or number in self._registry.abandoned or (task is not None and task.done()):
             return False
         self._registry.abandon([item], reason or "released by its id")
         return True

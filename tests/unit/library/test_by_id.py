@@ -175,3 +175,19 @@ async def ended() -> asyncio.Task[None]:
     task = asyncio.create_task(asyncio.sleep(0))
     await task
     return task
+
+
+async def test_what_ended_a_turn_ago_is_neither_cancelled_nor_released() -> None:
+    async with a_runtime() as runtime:
+        seen: list[bool] = []
+
+        def look(_: object) -> None:
+            seen.extend([runtime.cancel(number), runtime.release(number)])
+
+        # Asked first, so called first: the entry is still in the registry then.
+        theirs = asyncio.create_task(asyncio.sleep(0))
+        theirs.add_done_callback(look)
+        number = runtime.scope("orders").adopt(theirs)
+        await until(lambda: runtime.tasks_left == 0)
+        assert seen == [False, False]
+    assert runtime.drain_view()["tally"] == {"finished": 1}
