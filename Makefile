@@ -56,12 +56,16 @@ test-cluster: venv ## The real cluster, faults included; EBBTIDE_KEEP_CLUSTER=1 
 ##@ Figures
 
 .PHONY: bench
-bench: bench-library bench-rollout ## All figures below, each against the plain alternative in the same run
+bench: bench-library bench-store bench-rollout ## All figures below, each against the plain alternative in the same run
 
 .PHONY: bench-library
 bench-library: venv ## A spawned task against create_task and TaskGroup; the stall of a dump of 100,000 tasks (about a minute)
 	$(PY) tests/bench/hot_path.py
 	$(PY) tests/bench/dump_stall.py
+
+.PHONY: bench-store
+bench-store: venv ## Orders through the relay to 200 and 2,000 pods, the relay's memory and CPU for each, writes to etcd (about 4 min)
+	$(PY) -m tests.bench.store
 
 .PHONY: bench-rollout
 bench-rollout: venv ## Managed rollouts against plain ones on a real cluster: time, release to deletion, CPU, writes (about 6 min)
