@@ -68,7 +68,7 @@ soak: venv ## Spawn, cancel, drain, undrain for 5 minutes: memory and every cont
 ##@ Figures
 
 .PHONY: bench
-bench: bench-library bench-trend bench-rollout ## All figures below, each against the plain alternative in the same run
+bench: bench-library bench-trend bench-store bench-rollout ## All figures below, each against the plain alternative in the same run
 
 .PHONY: bench-library
 bench-library: venv ## A spawned task against create_task and TaskGroup; the stall of a dump of 100,000 tasks (about a minute)
@@ -79,6 +79,10 @@ bench-library: venv ## A spawned task against create_task and TaskGroup; the sta
 bench-trend: venv ## How often leaks and churn are told right, on generated series and on the example under three loads (about two minutes)
 	$(PY) tests/bench/trend_quality.py
 	$(PY) -m tests.bench.trend_loads
+
+.PHONY: bench-store
+bench-store: venv ## Orders through the relay to 200 and 2,000 pods, the relay's memory and CPU for each, writes to etcd (about 4 min)
+	$(PY) -m tests.bench.store
 
 .PHONY: bench-rollout
 bench-rollout: venv ## Managed rollouts against plain ones on a real cluster: time, release to deletion, CPU, writes (about 6 min)

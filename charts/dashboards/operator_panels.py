@@ -73,8 +73,8 @@ def operator() -> list[Any]:
         ),
         panels.graph(
             "Released to deleted",
-            "Time from the release of a pod to its controller's delete. Normal: below 0.1 s, since the release wakes "
-            "the controller. Seconds: the controller manager is busy or rate-limited.",
+            "Time from the release of a pod to its deletion. Normal: below 0.1 s, since the operator deletes it. "
+            "Seconds: the API server is slow, or deleteReleasedPods is off and the pod waits for its controller.",
             [(quantile(q, "ebbtide_released_to_deleted_seconds", OPERATOR), f"p{q * 100:.0f}") for q in (0.5, 0.99)],
             unit="s",
         ),
@@ -112,6 +112,13 @@ def operator() -> list[Any]:
             unit="wps",
         ),
         panels.graph(
+            "Database of etcd",
+            "Size of etcd's database: its file, what is in use of it, and its quota. Normal: some MiB, far below the "
+            "quota. Near it, etcd refuses writes: see docs/store.md for compaction and defragmentation.",
+            [(f"max by (part) (ebbtide_store_database_bytes{{{OPERATOR}}}) or on () vector(0)", "{{part}}")],
+            unit="bytes",
+        ),
+        panels.graph(
             "Floor",
             "New pods by what the create webhook did. Normal: as many as pods created for managed workloads. Skipped "
             "ones have a reason in their annotation ebbtide.dev/floor.",
@@ -123,6 +130,6 @@ def operator() -> list[Any]:
             "What runs. Normal: one version on all replicas. Two: an upgrade is under way or stuck.",
             {"Replicas": f"count by (version, python) (ebbtide_build_info{{{OPERATOR}}})"},
             units={},
-            width=24,
+            width=12,
         ),
     ]

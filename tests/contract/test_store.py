@@ -298,3 +298,15 @@ async def test_concurrent_transactions_on_one_key_have_one_winner(store: Any, pr
     winners = [number for number, revision in enumerate(results) if revision is not None]
     assert len(winners) == 1
     assert (await store.get(prefix + "k")).value == b"%d" % winners[0]
+
+
+async def test_says_how_much_room_it_takes(store: Any, prefix: str) -> None:
+    before = await store.size()
+    for number in range(4):
+        await put(store, f"{prefix}{number}", b"x" * 512 * 1024)
+    async with asyncio.timeout(10):
+        # etcd writes to its file in batches.
+        while (after := await store.size()).file < before.file + 1024 * 1024:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    if isinstance(store, Gateway):
+        assert 0 < after.in_use <= after.file < after.quota

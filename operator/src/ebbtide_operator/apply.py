@@ -13,7 +13,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-from ebbtide.protocol import Outcome
+from ebbtide.protocol import DrainRecord, Outcome
 from ebbtide_operator.core import marks, names
 from ebbtide_operator.core.model import (
     Action,
@@ -110,8 +110,16 @@ class Applier:
 
     async def _chain(self, workload: WorkloadView, actions: Sequence[Action]) -> None:
         async with self._slots:
-            for action in actions:
-                await self._on_pod(workload, action)
+            match actions:
+                case [*first, WriteRecord(record), Forget(_, uid)]:
+                    for action in first:
+                        await self._on_pod(workload, action)
+                    await self._state.end(workload.key, record)
+                    self._count_end(workload, record)
+                    self._released_at.pop(uid, None)
+                case _:
+                    for action in actions:
+                        await self._on_pod(workload, action)
 
     async def _on_pod(self, workload: WorkloadView, action: Action) -> None:
         labels = (workload.key.namespace, workload.key.kind, workload.key.name)
@@ -155,24 +163,7 @@ class Applier:
                 self._released_at.pop(pod.uid, None)
             case WriteRecord(record):
                 await self._state.write_record(workload.key, record)
-                self._metrics.store_writes.labels("record").inc()
-                self._metrics.drains.labels(*labels, record.outcome).inc()
-                seconds = max(0.0, record.ended_at - record.started_at)
-                self._metrics.drain_duration.labels(*labels).observe(seconds)
-                logger.info(
-                    "drain.ended",
-                    extra={
-                        "workload": str(workload.key),
-                        "pod": record.pod,
-                        "outcome": record.outcome.value,
-                        "seconds": round(seconds, 1),
-                        "tasks_left": record.active_at_end,
-                        "tally": dict(record.tally),
-                    },
-                )
-                if record.outcome is not Outcome.RETURNED:
-                    # The tally runs from the start of the process: a pod that serves again will tell it again.
-                    self._metrics.count_tasks(workload.key, record.tally)
+                self._count_end(workload, record)
             case Forget(namespace, uid):
                 await self._state.forget(namespace, uid)
                 self._metrics.store_writes.labels("forget").inc()
@@ -188,6 +179,27 @@ class Applier:
             logger.warning(
                 "pod.delete_refused", extra={"workload": str(workload.key), "pod": pod.name, "error": str(error)}
             )
+
+    def _count_end(self, workload: WorkloadView, record: DrainRecord) -> None:
+        labels = (workload.key.namespace, workload.key.kind, workload.key.name)
+        self._metrics.store_writes.labels("record").inc()
+        self._metrics.drains.labels(*labels, record.outcome).inc()
+        seconds = max(0.0, record.ended_at - record.started_at)
+        self._metrics.drain_duration.labels(*labels).observe(seconds)
+        logger.info(
+            "drain.ended",
+            extra={
+                "workload": str(workload.key),
+                "pod": record.pod,
+                "outcome": record.outcome.value,
+                "seconds": round(seconds, 1),
+                "tasks_left": record.active_at_end,
+                "tally": dict(record.tally),
+            },
+        )
+        if record.outcome is not Outcome.RETURNED:
+            # The tally runs from the start of the process: a pod that serves again will tell it again.
+            self._metrics.count_tasks(workload.key, record.tally)
 
     async def _tell(self, snapshot: Snapshot, action: Action) -> None:
         workload = snapshot.workload

@@ -115,6 +115,12 @@ class Metrics:
                 label = outcome if outcome in TASK_OUTCOMES else OTHER
                 self.tasks.labels(key.namespace, key.kind, key.name, label).inc(count)
 
+    def show_database(self, parts: Mapping[str, int | None]) -> None:
+        """Show the size of etcd's database by part, in bytes; a part that is not known is not shown."""
+        for part, size in parts.items():
+            if size is not None:
+                self.store_database.labels(part).set(size)
+
     def _drains(self) -> None:
         registry = self.registry
         self.orders = Counter("ebbtide_orders_total", "Orders sent to pods.", (*WORKLOAD, "desired"), registry=registry)
@@ -184,6 +190,12 @@ class Metrics:
         self.store_writes = Counter("ebbtide_store_writes_total", "Writes to etcd.", ("record",), registry=registry)
         self.store_healthy = Gauge(
             "ebbtide_store_healthy", "1 while etcd answers and its watch is connected.", registry=registry
+        )
+        self.store_database = Gauge(
+            "ebbtide_store_database_bytes",
+            "Size of etcd's database: its file, what is in use of it, and the quota at which etcd refuses writes.",
+            ("part",),
+            registry=registry,
         )
         self.leader = Gauge("ebbtide_leader", "1 in the replica that plans.", registry=registry)
         self.epoch = Gauge("ebbtide_epoch", "Epoch of this replica's leadership; 0 without.", registry=registry)

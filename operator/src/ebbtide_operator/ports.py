@@ -29,6 +29,7 @@ __all__ = [
     "Removed",
     "Resync",
     "Store",
+    "StoreSize",
     "StoreUnavailable",
 ]
 
@@ -66,6 +67,17 @@ class PodIdentity:
     uid: str
 
 
+@dataclass(frozen=True, slots=True)
+class StoreSize:
+    """Room that the store's database takes, in bytes; None: it does not say."""
+
+    file: int
+    in_use: int | None = None
+    """The rest of the file is what compaction left behind."""
+    quota: int | None = None
+    """Where the file reaches it, the store refuses every write."""
+
+
 class Store(Protocol):
     """etcd as the operator uses it. Every call has a time limit of its own and raises StoreUnavailable."""
 
@@ -89,6 +101,9 @@ class Store(Protocol):
 
     async def revoke(self, lease: int) -> None:
         """End a lease and delete its keys; an expired one is no error."""
+
+    async def size(self) -> StoreSize:
+        """Return how much room the database takes."""
 
     def watch(self, prefix: str, after: int) -> AsyncGenerator[Sequence[Changed | Removed | Resync], None]:
         """Yield what happens under a prefix after a revision, without a gap, until closed.
@@ -173,6 +188,9 @@ class DrainState(Protocol):
     async def publish_phase(self, key: WorkloadKey, phase: Phase) -> None: ...
 
     async def write_record(self, key: WorkloadKey, record: DrainRecord) -> None: ...
+
+    async def end(self, key: WorkloadKey, record: DrainRecord) -> None:
+        """Write the record of a pod that is gone, and forget the pod, in one step."""
 
     async def forget(self, namespace: str, uid: str) -> None: ...
 

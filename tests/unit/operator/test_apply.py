@@ -80,6 +80,9 @@ class Recorder:
     async def write_record(self, key: WorkloadKey, record: DrainRecord) -> None:
         self._write("record", record.pod)
 
+    async def end(self, key: WorkloadKey, record: DrainRecord) -> None:
+        self._write("end", record.pod)
+
     async def forget(self, namespace: str, uid: str) -> None:
         self._write("forget", uid.removeprefix("uid-"))
 
@@ -194,7 +197,7 @@ async def test_the_tasks_of_a_pod_that_serves_again_are_counted_at_its_end_and_n
     assert scene.sample("ebbtide_drained_tasks_total", **LABELS, outcome="finished") == 5
 
 
-async def test_a_record_is_counted_once_it_is_written_and_before_its_pod_is_forgotten(scene: Scene) -> None:
+async def test_a_record_is_counted_once_it_is_written_in_one_step_with_the_end_of_its_pod(scene: Scene) -> None:
     record = DrainRecord(
         pod="a",
         uid="uid-a",
@@ -204,14 +207,14 @@ async def test_a_record_is_counted_once_it_is_written_and_before_its_pod_is_forg
         ended_at=100,
         tally={"finished": 3, "made up": 1},
     )
-    scene.recorder.failing[("record", "a")] = StoreUnavailable("etcd: down")
+    scene.recorder.failing[("end", "a")] = StoreUnavailable("etcd: down")
     with pytest.raises(StoreUnavailable):
         await scene.apply(WriteRecord(record), Forget("shop", "uid-a"))
     assert scene.recorder.writes == []
     assert scene.sample("ebbtide_drains_total", **LABELS, outcome="clean") is None
     scene.recorder.failing.clear()
     await scene.apply(WriteRecord(record), Forget("shop", "uid-a"))
-    assert scene.recorder.writes == [("record", "a"), ("forget", "a")]
+    assert scene.recorder.writes == [("end", "a")]
     assert scene.sample("ebbtide_drains_total", **LABELS, outcome="clean") == 1
     assert scene.sample("ebbtide_drain_duration_seconds_sum", **LABELS) == 10
     assert scene.sample("ebbtide_drained_tasks_total", **LABELS, outcome="finished") == 3

@@ -7,6 +7,7 @@ from ebbtide.protocol import TASK_OUTCOMES
 from ebbtide_operator.core.model import Mode, Plan, PodView, Policy, Problem, Snapshot, WorkloadKey, WorkloadView
 from ebbtide_operator.metrics import Metrics
 
+PARTS = ("file", "in_use", "quota")
 KEY = WorkloadKey("shop", "deployment", "orders")
 
 
@@ -65,6 +66,13 @@ def test_no_metric_can_have_a_label_that_grows_with_pods() -> None:
     names = [line.split()[2] for line in page.splitlines() if line.startswith("# HELP")]
     # `process_` is what every exporter calls the CPU time and memory of its process.
     assert all(name.startswith(("ebbtide_", "process_")) for name in names)
+
+
+def test_a_part_of_the_database_that_etcd_does_not_tell_is_not_shown() -> None:
+    metrics = Metrics()
+    metrics.show_database({"file": 4096, "in_use": 1024, "quota": None})
+    shown = {part: metrics.registry.get_sample_value("ebbtide_store_database_bytes", {"part": part}) for part in PARTS}
+    assert shown == {"file": 4096, "in_use": 1024, "quota": None}
 
 
 def test_outcomes_that_a_pod_makes_up_share_one_series() -> None:

@@ -406,6 +406,34 @@ async def test_history_is_bounded_by_workload(
     assert len(state.records(other)) == 1
 
 
+async def test_the_end_of_a_pod_is_one_write(state: MirroredDrainState, store: Any) -> None:
+    await state.lead("me")
+    await state.send_order("shop", "u1", an_order(state.epoch))
+    await report(store, "u1")
+    await state.post_request("shop", "u1", "replicaset-controller")
+    before = store.revision
+    await state.end(ORDERS, a_record("u1", 100.0))
+    assert store.revision == before + 1
+    left = [item.key for item in (await store.range(f"{KEYS.prefix}/"))[0]]
+    assert left == [KEYS.leader, KEYS.record("shop", "deployment", "orders", 100.0, "u1")]
+    assert state.order("shop", "u1") is None
+
+
+async def test_history_is_bounded_by_age(state: MirroredDrainState, store: Any, clock: Clock) -> None:
+    """Also what this version cannot read."""
+    await state.lead("me")
+    days = 86400.0
+    for age in (31, 29, 0):
+        await state.write_record(ORDERS, a_record(f"u{age}", clock.now - age * days))
+    unreadable = KEYS.record("shop", "deployment", "other", clock.now - 40 * days, "u")
+    await store.transact([], [Put(unreadable, b'{"v":2}')])
+    await seen(state, store)
+    assert await state.sweep(lambda *_: True, lambda _: True) == 2
+    left = [item.key for item in (await store.range(KEYS.records))[0]]
+    assert [key.rpartition("-")[2] for key in left] == ["u29", "u0"]
+    assert await state.sweep(lambda *_: True, lambda _: True) == 0
+
+
 async def test_history_is_bounded_in_all(
     state: MirroredDrainState, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ebbtide.protocol import DEFAULT_PREFIX, DrainRecord, Keys, Order, Phase
 from ebbtide_operator.core.model import ReportView, WorkloadKey
@@ -24,6 +24,7 @@ FOREIGN_S = 30.0
 RECORDS_SHOWN = 10
 RECORDS_PER_WORKLOAD = 50
 RECORDS_IN_ALL = 10_000
+RECORDS_AGE_S = 30 * 86400.0
 MOST_DELETIONS = 100
 """In one transaction: etcd takes 128 operations."""
 
@@ -182,12 +183,20 @@ class MirroredDrainState:
 
     async def forget(self, namespace: str, uid: str) -> None:
         """Delete the order, the report and the request of a pod, in one step."""
-        await self._delete(
-            [self.keys.order(namespace, uid), self.keys.report(namespace, uid), self.keys.request(namespace, uid)]
-        )
+        await self._delete(self._keys_of(namespace, uid))
+
+    def _keys_of(self, namespace: str, uid: str) -> list[str]:
+        return [self.keys.order(namespace, uid), self.keys.report(namespace, uid), self.keys.request(namespace, uid)]
 
     async def write_record(self, key: WorkloadKey, record: DrainRecord) -> None:
         """Write down the end of a drain; the oldest ones beyond the bounds go in the same step."""
+        await self._write_record(key, record, ())
+
+    async def end(self, key: WorkloadKey, record: DrainRecord) -> None:
+        """Write the record of a pod that is gone, and forget the pod, in one step."""
+        await self._write_record(key, record, self._keys_of(key.namespace, record.uid))
+
+    async def _write_record(self, key: WorkloadKey, record: DrainRecord, with_it: Sequence[str]) -> None:
         name = self.keys.record(key.namespace, key.kind, key.name, record.ended_at, record.uid)
         others = sorted(self.mirror.records.get(key, {}).keys() - {name})
         surplus = others[: max(len(others) + 1 - RECORDS_PER_WORKLOAD, 0)]
@@ -195,11 +204,11 @@ class MirroredDrainState:
         beyond = len(in_all) + 1 - len(surplus) - RECORDS_IN_ALL
         if beyond > 0:
             surplus += [old for old in in_all if old != name and old not in surplus][:beyond]
-        surplus = surplus[:MOST_DELETIONS]
+        gone = [*with_it, *surplus[:MOST_DELETIONS]]
         value = record.encode()
-        revision = await self._leadership.write([Put(name, value), *(Delete(old) for old in surplus)])
+        revision = await self._leadership.write([Put(name, value), *(Delete(old) for old in gone)])
         assert revision is not None, "without further conditions a refusal is Deposed"
-        for old in surplus:
+        for old in gone:
             self.mirror.unlearn(old, revision)
         self._learn(name, value, revision)
 
@@ -218,7 +227,7 @@ class MirroredDrainState:
         *,
         older_than_s: float = 600.0,
     ) -> int:
-        """Delete what nobody will: final reports of pods without an order, and phases of workloads that are gone.
+        """Delete what nobody will: final reports without an order, phases of workloads that are gone, old history.
 
         Args:
             pod_lives: Whether a pod (namespace, UID) exists.
@@ -245,7 +254,17 @@ class MirroredDrainState:
             if revision is not None:
                 self.mirror.unlearn(key_value.key, revision)
                 swept += 1
-        return swept
+        expired = self._expired_records()[:MOST_DELETIONS]
+        if expired:
+            await self._delete(expired)
+        return swept + len(expired)
+
+    def _expired_records(self) -> list[str]:
+        """Return history that is too old, by its keys: also what cannot be read, which no other bound counts."""
+        youngest = self.keys.record("", "", "", self._clock() - RECORDS_AGE_S, "").rpartition("/")[2]
+        return sorted(
+            key for key in self.mirror.values if key.startswith(self.keys.records) and key.rpartition("/")[2] < youngest
+        )
 
     async def _put(self, key: str, value: bytes, *, epoch: int | None = None) -> None:
         revision = await self._leadership.write([Put(key, value)], epoch=epoch)

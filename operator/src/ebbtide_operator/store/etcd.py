@@ -19,6 +19,7 @@ from ebbtide_operator.ports import (
     Put,
     Removed,
     Resync,
+    StoreSize,
     StoreUnavailable,
 )
 from ebbtide_operator.store.following import Answers, Follower
@@ -47,6 +48,8 @@ class Calls(Protocol):
         """Return the seconds that the lease now has; 0: it has expired."""
 
     async def revoke(self, lease: int) -> None: ...
+
+    async def size(self) -> StoreSize: ...
 
     def watch(self, target: WatchTarget) -> AbstractAsyncContextManager[Answers]:
         """Open one watch, over a connection that ends with it."""
@@ -104,6 +107,10 @@ class EtcdStore:
     async def revoke(self, lease: int) -> None:
         with _translated(), contextlib.suppress(LeaseNotFound):
             await self._calls.revoke(lease)
+
+    async def size(self) -> StoreSize:
+        with _translated():
+            return await self._calls.size()
 
     def watch(self, prefix: str, after: int) -> AsyncGenerator[Sequence[Changed | Removed | Resync], None]:
         """Yield what happens under a prefix after a revision; see `ports.Store`.

@@ -9,7 +9,7 @@ from typing import Any
 from ebbtide.etcd.errors import BadAnswer
 from ebbtide.etcd.messages import Changed, KeyValue, RangeResult, Removed, TxnResult
 from ebbtide.etcd.wire import Page, WatchAnswer, WatchTarget, prefix_end
-from ebbtide_operator.ports import Compare, Delete, Put
+from ebbtide_operator.ports import Compare, Delete, Put, StoreSize
 from ebbtide_operator.store.etcd import EtcdStore
 from ebbtide_operator.store.etcd3_connection import Etcd3Connection, Pem, Stream
 
@@ -107,6 +107,14 @@ class _Etcd3Calls:
     async def revoke(self, lease: int) -> None:
         request = self._rpc.LeaseRevokeRequest(ID=lease)
         await self._connection.call("revoke a lease", lambda client: client.leasestub.LeaseRevoke, request, write=False)
+
+    async def size(self) -> StoreSize:
+        request = self._rpc.StatusRequest()
+        answer = await self._connection.call(
+            "ask for its size", lambda client: client.maintenancestub.Status, request, write=False
+        )
+        # The messages of the package are older than the fields for what is in use, and for the quota.
+        return StoreSize(answer.dbSize)
 
     @contextlib.asynccontextmanager
     async def watch(self, target: WatchTarget) -> AsyncIterator[_StreamAnswers]:

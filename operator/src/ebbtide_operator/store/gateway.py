@@ -7,14 +7,16 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
-from ebbtide.etcd import wire
+from ebbtide.etcd import fields, wire
 from ebbtide.etcd.errors import BadAnswer, error_of
 from ebbtide.etcd.fields import WireError
 from ebbtide.etcd.messages import TxnResult
 from ebbtide.etcd.resume import decode_answer
-from ebbtide_operator.ports import Compare, Delete, Put
+from ebbtide_operator.ports import Compare, Delete, Put, StoreSize
 from ebbtide_operator.store.connection import Connection, Lines
 from ebbtide_operator.store.etcd import EtcdStore
+
+STATUS = "/v3/maintenance/status"
 
 T = TypeVar("T")
 
@@ -74,6 +76,9 @@ class _GatewayCalls:
     async def revoke(self, lease: int) -> None:
         await self._ask("revoke a lease", wire.REVOKE, wire.encode_lease(lease), len, write=False)
 
+    async def size(self) -> StoreSize:
+        return await self._ask("ask for its size", STATUS, b"{}", _decode_size, write=False)
+
     @contextlib.asynccontextmanager
     async def watch(self, target: wire.WatchTarget) -> AsyncIterator[_LineAnswers]:
         async with self._connection.stream("watch", wire.WATCH, wire.encode_watch([target])) as lines:
@@ -90,6 +95,13 @@ class _GatewayCalls:
             raise error_of(what, 200, error.failure, endpoint=None, write=write) from error
         except WireError as error:
             raise BadAnswer(f"{what}: {error}", may_have_happened=write) from error
+
+
+def _decode_size(body: bytes) -> StoreSize:
+    document = fields.parse(body)
+    # etcd tells its quota from 3.6 on.
+    in_use, quota = fields.integer(document, "dbSizeInUse"), fields.integer(document, "dbSizeQuota")
+    return StoreSize(fields.integer(document, "dbSize"), in_use or None, quota or None)
 
 
 class _LineAnswers:

@@ -17,6 +17,7 @@ from ebbtide_operator.ports import (
     Put,
     Removed,
     Resync,
+    StoreSize,
     StoreUnavailable,
 )
 
@@ -107,6 +108,10 @@ class MemoryStore:
     async def revoke(self, lease: int) -> None:
         self._check()
         self._end(lease)
+
+    async def size(self) -> StoreSize:
+        self._check()
+        return StoreSize(sum(len(key) + len(item.value) for key, item in self._keys.items()))
 
     async def close(self) -> None:
         """Nothing is held open."""
