@@ -209,7 +209,8 @@ async def test_a_lease_may_be_asked_for_by_id(store: Any, prefix: str) -> None:
 
 
 async def test_an_unkept_lease_expires_and_a_kept_one_does_not(store: Any, prefix: str) -> None:
-    kept, left = await store.grant(2), await store.grant(2)
+    # Long enough to be kept on a machine that is busy for seconds.
+    kept, left = await store.grant(4), await store.grant(4)
     revision = await put(store, prefix + "kept", lease=kept)
     await put(store, prefix + "left", lease=left)
 
