@@ -36,12 +36,21 @@ def etcd_puts(installation: Installation) -> float:
     return value(page, "etcd_mvcc_put_total") + value(page, "etcd_mvcc_delete_total")
 
 
+def requests(installation: Installation) -> list[str]:
+    """Return the keys of the deletions that were asked for and held; each ends with its lease, a minute later."""
+    tls = ("--cacert=/etc/etcd/tls/ca.crt", "--cert=/etc/etcd/tls/tls.crt", "--key=/etc/etcd/tls/tls.key")
+    etcdctl = ("etcdctl", f"--endpoints=https://ebbtide-etcd.{NAMESPACE}.svc:2379", *tls)
+    command = (*etcdctl, "get", "--prefix", "--keys-only", "/ebbtide/v1/requests/")
+    return installation.cluster.kubectl("-n", NAMESPACE, "exec", "ebbtide-etcd-0", "--", *command).stdout.split()
+
+
 def test_nothing_is_written_while_nothing_drains(installation: Installation, namespace: str) -> None:
     worker = Deployment(installation, namespace)
     worker.apply(4, tasks=2, seconds="forever")
     worker.wait_ready(4)
     reports = f"{worker.name} reports four serving pods"
     eventually(reports, lambda: installation.drain(namespace, worker.name).get("pods", {}).get("serving") == 4)
+    eventually("the requests of earlier tests have ended", lambda: not requests(installation), within_s=90, every_s=1)
     settled = etcd_puts(installation)
 
     def quiet() -> bool:

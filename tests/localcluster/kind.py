@@ -133,8 +133,10 @@ def up(spec: Spec) -> KindCluster:
         with step(f"creating kind cluster {spec.name} (about 2 min the first time)"):
             file = _write_files(layout, spec)
             run(create_command(program(), spec.name, file, cluster.kubeconfig), timeout_s=600)
-            # kind waits for the control plane only.
+            # kind waits for the control plane only, and not for its DNS.
             cluster.kubectl("wait", "--for=condition=Ready", "nodes", "--all", "--timeout=120s", timeout_s=130)
+            rollout = ("rollout", "status", "deployment/coredns", "--timeout=180s")
+            cluster.kubectl("--namespace", "kube-system", *rollout, timeout_s=190)
     return cluster
 
 

@@ -9,12 +9,15 @@ import tempfile
 from pathlib import Path
 from typing import Protocol
 
-from tests.localcluster import kind, packages
+from tests.localcluster import binaries, kind, packages
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.images import debian
 from tests.localcluster.images.commands import run
 from tests.localcluster.images.sources import RECIPES, SCRATCH, cache_root, parents
 from tests.localcluster.progress import step
+
+_SAVES_A_PLATFORM = (1, 48)
+"""Version of the engine's API from which `docker save --platform` works; that of Docker 28.0."""
 
 
 class Engine(Protocol):
@@ -65,14 +68,25 @@ class Docker:
 
     def build(self, dockerfile: Path, context: Path, reference: str, archive: Path) -> None:
         run(["docker", "build", "--quiet", "--file", str(dockerfile), "--tag", reference, str(context)])
-        run(["docker", "save", "--output", str(archive), reference])
+        self._save(reference, archive)
 
     def pull(self, reference: str, archive: Path) -> None:
         # A reference names a version, which does not move: what the engine has is not asked for again, and a machine
         # without a way to the registry can be given it with `docker load`.
         if not self._has(reference):
             run(["docker", "pull", "--quiet", reference])
-        run(["docker", "save", "--output", str(archive), reference])
+        self._save(reference, archive)
+
+    def _save(self, reference: str, archive: Path) -> None:
+        run(["docker", "save", *self._platform(reference), "--output", str(archive), reference])
+
+    def _platform(self, reference: str) -> list[str]:
+        """Choose the platform that was pulled, where the engine keeps the list of all: kind loads no part of one."""
+        api = run(["docker", "version", "--format", "{{.Client.APIVersion}}"])
+        if binaries.version(api) < _SAVES_A_PLATFORM:
+            return []
+        found = run(["docker", "image", "inspect", "--format", "{{.Os}}/{{.Architecture}}", reference])
+        return ["--platform", found.strip()]
 
     def _has(self, reference: str) -> bool:
         try:
