@@ -112,6 +112,13 @@ def operator() -> list[Any]:
             unit="wps",
         ),
         panels.graph(
+            "Database of etcd",
+            "Its file, what is in use of it, and the quota at which etcd refuses every write. Normal: the file far "
+            "below the quota. Towards it: docs/store.md says how to defragment, and whose keys they are.",
+            [(f"max by (part) (ebbtide_store_database_bytes{{{OPERATOR}}}) or on () vector(0)", "{{part}}")],
+            unit="bytes",
+        ),
+        panels.graph(
             "Floor",
             "New pods by what the create webhook did. Normal: as many as pods created for managed workloads. Skipped "
             "ones have a reason in their annotation ebbtide.dev/floor.",
@@ -123,6 +130,6 @@ def operator() -> list[Any]:
             "What runs. Normal: one version on all replicas. Two: an upgrade is under way or stuck.",
             {"Replicas": f"count by (version, python) (ebbtide_build_info{{{OPERATOR}}})"},
             units={},
-            width=24,
+            width=12,
         ),
     ]
