@@ -113,8 +113,8 @@ def operator() -> list[Any]:
         ),
         panels.graph(
             "Database of etcd",
-            "Size of etcd's database: its file, what is in use of it, and its quota. Normal: some MiB, far below the "
-            "quota. Near it, etcd refuses writes: see docs/store.md for compaction and defragmentation.",
+            "Its file, what is in use of it, and the quota at which etcd refuses every write. Normal: the file far "
+            "below the quota. Towards it: docs/store.md says how to defragment, and whose keys they are.",
             [(f"max by (part) (ebbtide_store_database_bytes{{{OPERATOR}}}) or on () vector(0)", "{{part}}")],
             unit="bytes",
         ),

@@ -10,13 +10,14 @@ import resource
 import ssl
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from ebbtide.protocol import Desired, DrainRecord, Order, Outcome, Phase, RolloutPhase
 from ebbtide_operator.core.model import WorkloadKey
 from ebbtide_operator.metrics import Metrics
-from ebbtide_operator.ports import PodIdentity
+from ebbtide_operator.ports import Deposed, PodIdentity, StoreUnavailable
 from ebbtide_operator.serve import relay
 from ebbtide_operator.serve.app import Server
 from ebbtide_operator.store.drain_state import MirroredDrainState
@@ -75,7 +76,7 @@ class RelayProcess:
                 workload="deployment/orders",
             )
             begun[uid] = started_at
-            await self._state.send_order("shop", uid, order)
+            await self._insist(self._state.send_order, "shop", uid, order)
             await asyncio.sleep(max(0.0, started_at + pace_s - time.monotonic()))
         return begun
 
@@ -89,9 +90,18 @@ class RelayProcess:
         """Do for each drained pod what the operator does at its end: a record, and the pod's keys deleted."""
         for uid in uids:
             record = DrainRecord(pod=uid, uid=uid, outcome=Outcome.CLEAN, reason="Bench", ended_at=time.time())
-            await self._state.write_record(ORDERS, record)
-            await self._state.forget("shop", uid)
+            await self._insist(self._state.end, ORDERS, record)
         return len(uids)
+
+    @staticmethod
+    async def _insist(write: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Write until it is acknowledged, as the operator does; the time that a try without an answer took counts."""
+        while True:
+            try:
+                return await write(*arguments)
+            except (StoreUnavailable, Deposed) as error:
+                print(f"tried again: {error}", file=sys.stderr)
+                await asyncio.sleep(0.05)
 
     async def revision(self) -> Any:
         _, revision = await self._store.range("/nothing")

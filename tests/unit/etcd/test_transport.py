@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from ebbtide.etcd import Closed, EtcdClient, GatewayDisabled, TimedOut, Unauthenticated, Unavailable
+from ebbtide.etcd.dial import dial
+from ebbtide.etcd.endpoints import Endpoint
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -123,6 +126,18 @@ def test_a_write_refused_without_a_leader_may_have_happened(fake: Fake) -> None:
         client.put("/a", b"1")
     assert raised.value.may_have_happened
     assert raised.value.endpoint == fake.url
+
+
+def test_a_path_that_is_dead_is_noticed_by_the_kernel_soon() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = Endpoint.parse(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with dial(endpoint, None, time.monotonic() + 5) as sock:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            idle, between, probes = (
+                sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, option))
+                for option in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+            )
+    assert idle + between * probes < 15
 
 
 def test_nobody_listens(fake: Fake) -> None:

@@ -1,19 +1,13 @@
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
 from ebbtide.protocol import (
-    Desired,
-    DrainRecord,
-    Keys,
-    Order,
-    Outcome,
     Phase,
     PodState,
-    Report,
     Request,
     RolloutPhase,
 )
@@ -22,81 +16,7 @@ from ebbtide_operator.ports import Delete, Deposed, Put, StoreUnavailable
 from ebbtide_operator.store import drain_state as module
 from ebbtide_operator.store.drain_state import MirroredDrainState
 from ebbtide_operator.store.memory import MemoryStore
-
-KEYS = Keys()
-ORDERS = WorkloadKey("shop", "deployment", "orders")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def an_order(epoch: int, generation: int = 1) -> Order:
-    return Order(desired=Desired.DRAIN, generation=generation, epoch=epoch)
-
-
-def a_report(**changes: Any) -> Report:
-    return Report(**{"state": PodState.SERVING, "sequence": 1, "boot_id": "b", **changes})
-
-
-def a_record(uid: str, ended_at: float, **changes: Any) -> DrainRecord:
-    return DrainRecord(
-        **{"pod": f"orders-{uid}", "uid": uid, "outcome": Outcome.CLEAN, "reason": "r", "ended_at": ended_at, **changes}
-    )
-
-
-@pytest.fixture
-def clock() -> Any:
-    return Clock()
-
-
-@pytest.fixture
-def store() -> Any:
-    return MemoryStore()
-
-
-class Told:
-    """What listeners were told."""
-
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-
-    def __call__(self, namespace: str, uid: str, workload: Any) -> None:
-        self.calls.append((namespace, uid, workload))
-
-
-@contextlib.asynccontextmanager
-async def running(store: Any, clock: Clock, told: Any = None) -> AsyncIterator[Any]:
-    listener: Any = told or Told()
-    state = MirroredDrainState(store, listener, clock=clock)
-    task = asyncio.create_task(state.run())
-    await state.synced()
-    try:
-        yield state
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-@pytest.fixture
-async def state(store: Any, clock: Clock) -> AsyncIterator[Any]:
-    async with running(store, clock) as running_state:
-        yield running_state
-
-
-async def seen(state: Any, store: Any) -> None:
-    """Wait until the mirror has everything that the store has."""
-    async with asyncio.timeout(10):
-        await state.mirror.reached(store.revision)
-
-
-async def report(store: Any, uid: str, value: bytes | None = None, lease: int = 0) -> None:
-    await store.transact([], [Put(KEYS.report("shop", uid), value or a_report().encode(), lease)])
-
+from tests.unit.store.stand import KEYS, ORDERS, Clock, Told, a_report, an_order, report, running, seen
 
 # --- reads
 
@@ -389,75 +309,6 @@ async def test_a_pod_is_forgotten_in_one_step(state: Any, store: Any) -> None:
     await state.forget("shop", "u1")
     assert store.revision == before + 1
     assert [item.key for item in (await store.range(f"{KEYS.prefix}/"))[0]] == [KEYS.leader, KEYS.report("shop", "u2")]
-
-
-async def test_history_is_bounded_by_workload(
-    state: MirroredDrainState, store: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "RECORDS_PER_WORKLOAD", 5)
-    await state.lead("me")
-    other = WorkloadKey("shop", "deployment", "other")
-    await state.write_record(other, a_record("x", 1.0))
-    for number in range(12):
-        await state.write_record(ORDERS, a_record(f"u{number}", 100.0 + number))
-    await seen(state, store)
-    assert [record.uid for record in state.records(ORDERS)] == ["u11", "u10", "u9", "u8", "u7"]
-    assert len((await store.range(KEYS.records))[0]) == 6
-    assert len(state.records(other)) == 1
-
-
-async def test_the_end_of_a_pod_is_one_write(state: MirroredDrainState, store: Any) -> None:
-    await state.lead("me")
-    await state.send_order("shop", "u1", an_order(state.epoch))
-    await report(store, "u1")
-    await state.post_request("shop", "u1", "replicaset-controller")
-    before = store.revision
-    await state.end(ORDERS, a_record("u1", 100.0))
-    assert store.revision == before + 1
-    left = [item.key for item in (await store.range(f"{KEYS.prefix}/"))[0]]
-    assert left == [KEYS.leader, KEYS.record("shop", "deployment", "orders", 100.0, "u1")]
-    assert state.order("shop", "u1") is None
-
-
-async def test_history_is_bounded_by_age(state: MirroredDrainState, store: Any, clock: Clock) -> None:
-    """Also what this version cannot read."""
-    await state.lead("me")
-    days = 86400.0
-    for age in (31, 29, 0):
-        await state.write_record(ORDERS, a_record(f"u{age}", clock.now - age * days))
-    unreadable = KEYS.record("shop", "deployment", "other", clock.now - 40 * days, "u")
-    await store.transact([], [Put(unreadable, b'{"v":2}')])
-    await seen(state, store)
-    assert await state.sweep(lambda *_: True, lambda _: True) == 2
-    left = [item.key for item in (await store.range(KEYS.records))[0]]
-    assert [key.rpartition("-")[2] for key in left] == ["u29", "u0"]
-    assert await state.sweep(lambda *_: True, lambda _: True) == 0
-
-
-async def test_history_is_bounded_in_all(
-    state: MirroredDrainState, store: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "RECORDS_IN_ALL", 4)
-    await state.lead("me")
-    for number in range(9):
-        key = WorkloadKey("shop", "deployment", f"w{number}")
-        await state.write_record(key, a_record("u", 100.0 + number))
-    left = [item.key for item in (await store.range(KEYS.records))[0]]
-    assert [key.split("/")[-2] for key in left] == ["w5", "w6", "w7", "w8"]
-
-
-async def test_only_the_last_ten_ends_are_shown(state: Any) -> None:
-    await state.lead("me")
-    for number in range(13):
-        await state.write_record(ORDERS, a_record(f"u{number}", 100.0 + number))
-    assert [record.uid for record in state.records(ORDERS)] == [f"u{number}" for number in range(12, 2, -1)]
-
-
-async def test_the_same_record_twice_is_one(state: Any) -> None:
-    await state.lead("me")
-    await state.write_record(ORDERS, a_record("u1", 100.0))
-    await state.write_record(ORDERS, a_record("u1", 100.0))
-    assert len(state.records(ORDERS)) == 1
 
 
 # --- requests

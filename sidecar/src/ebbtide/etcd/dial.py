@@ -14,6 +14,10 @@ from ebbtide.etcd.endpoints import Endpoint
 SLICE_S = 0.1
 """How long a wait may go on without asking whether somebody still wants the answer."""
 
+KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
+"""Seconds of quiet, seconds between probes, and probes without an answer: a dead path is noticed after 14 s, where the
+system's own settings take two hours. The kernels alone speak; not every system has every option."""
+
 
 class Interrupted(Exception):
     """The caller does not want the answer any more."""
@@ -93,6 +97,9 @@ def _connect(
     # Small requests wait for nothing; a peer that vanished is noticed by the kernel too.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEP_ALIVE.items():
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
     try:
         sock.connect(address)  # type: ignore[arg-type] # whatever getaddrinfo said
     except BlockingIOError:
