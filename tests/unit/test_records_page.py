@@ -16,6 +16,7 @@ TYPES = {
     "int": "integer",
     "Outcome": "string",
     "Mapping[str, int]": "object of integers",
+    "Mapping[str, Any] | None": "object or null",
 }
 
 
