@@ -214,7 +214,10 @@ async def test_a_pod_drains_through_the_relay_over_an_outage(etcd: Member, monke
             except LeaseNotFound:
                 pytest.fail("a final report has no lease")
             await until(lambda: (view := second.report("shop", POD.uid)) and not view.live)
-            await state.forget("shop", POD.uid)
+            record = DrainRecord(pod=POD.name, uid=POD.uid, outcome=Outcome.CLEAN, reason="r", ended_at=1000.0)
+            await state.end(ORDERS, record)
             await until(lambda: second.report("shop", POD.uid) is None)
+            assert second.order("shop", POD.uid) is None
+            assert second.records(ORDERS) == (record,)
             stop.set()
             await asyncio.to_thread(thread.join, 10)

@@ -27,8 +27,8 @@ def release(member: Member, now: float) -> Release | None:
 def gone(snapshot: Snapshot, now: float) -> Iterator[Action]:
     """Yield what is to be written and forgotten of pods that the snapshot has records of but not the pods.
 
-    The order says that the end is not written yet, so it is forgotten last. A crash between the two leaves both: then
-    the history, which has the record, says that this end is known.
+    The order says that the end is not written yet, so it is forgotten last, in one write with the record. An operator
+    of before wrote twice, and a crash between the two left both: then the history says that this end is known.
     """
     present = {pod.uid for pod in snapshot.pods}
     for uid in sorted(snapshot.orders.keys() - present):
