@@ -28,10 +28,18 @@ def control_program() -> str:
     return os.environ.get("EBBTIDE_ETCDCTL") or str(Path(program()).with_name("etcdctl"))
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with contextlib.closing(socket.socket()) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """Return a port that nobody listens on, and that was not returned before: its taker may not listen yet."""
+    while True:
+        with contextlib.closing(socket.socket()) as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = int(sock.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 class Member:
