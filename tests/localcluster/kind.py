@@ -198,6 +198,7 @@ def configuration(file: dict[str, Any], spec: Spec, layout: Layout, image: str |
     control_plane = next(node for node in file["nodes"] if node["role"] == "control-plane")
     worker = next(node for node in file["nodes"] if node["role"] == "worker")
     mounts = [
+        *control_plane.get("extraMounts", ()),
         {"hostPath": str(_policy(layout)), "containerPath": _POLICY, "readOnly": True},
         {"hostPath": str(layout.logs), "containerPath": _LOGS},
     ]
@@ -206,7 +207,10 @@ def configuration(file: dict[str, Any], spec: Spec, layout: Layout, image: str |
         **file,
         "name": spec.name,
         "nodes": [{**node, "image": image or node["image"]} for node in nodes],
-        "kubeadmConfigPatches": [yaml.safe_dump(_audit_patch(layout.audit_log.name))],
+        "kubeadmConfigPatches": [
+            *file.get("kubeadmConfigPatches", ()),
+            yaml.safe_dump(_audit_patch(layout.audit_log.name)),
+        ],
     }
 
 

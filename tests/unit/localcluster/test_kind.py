@@ -76,6 +76,18 @@ def test_the_api_server_writes_its_audit_log_into_the_state_folder() -> None:
     assert on_this_machine(arguments["audit-policy-file"]) == Path("/state/a/control-plane/etc/audit-policy.yaml")
 
 
+def test_mounts_and_patches_of_the_repositorys_configuration_stay() -> None:
+    file: dict[str, Any] = yaml.safe_load(kind.CONFIGURATION.read_text())
+    mount = {"hostPath": "/a", "containerPath": "/b"}
+    file["nodes"][0]["extraMounts"] = [mount]
+    file["kubeadmConfigPatches"] = ["kind: InitConfiguration"]
+    adapted = kind.configuration(file, Spec("a"), LAYOUT)
+    assert adapted["nodes"][0]["extraMounts"][0] == mount
+    assert len(adapted["nodes"][0]["extraMounts"]) == 3
+    assert adapted["kubeadmConfigPatches"][0] == "kind: InitConfiguration"
+    assert len(adapted["kubeadmConfigPatches"]) == 2
+
+
 def test_a_node_that_does_not_say_ready_is_named() -> None:
     def node(name: str, **conditions: str) -> dict[str, Any]:
         listed = [{"type": kind, "status": status} for kind, status in conditions.items()]
