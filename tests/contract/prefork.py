@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -53,7 +54,13 @@ class Pod:
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *command], cwd=ROOT, env=environ, stdout=log, stderr=subprocess.STDOUT
+                [sys.executable, *command],
+                cwd=ROOT,
+                env=environ,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A group of its own: a worker that has only just been made is in nobody's list yet.
+                start_new_session=True,
             )
 
     # --- its workers
@@ -177,10 +184,8 @@ class Pod:
         return _listening(self.port) is not None
 
     def close(self) -> None:
-        pids = self.pids()
-        for pid in (self.process.pid, *pids):
-            if _lives(pid):
-                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
         self.store.close()
 
