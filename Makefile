@@ -12,7 +12,7 @@ demo: venv ## Main job: real cluster, helm install, three scenes under load, pla
 	$(PY) -m demo --cluster $(NAME)
 
 .PHONY: test
-test: venv ## Everything that CI checks (about 20 min; 10 more the first time)
+test: venv ## Everything that CI checks (about 25 min; 10 more the first time)
 	tools/test
 
 ##@ Demo
@@ -35,7 +35,7 @@ lint: venv ## Format, lint, types, import contracts
 	.venv/bin/mypy
 
 .PHONY: test-unit
-test-unit: venv ## Pure rules and single processes: no cluster, under a minute
+test-unit: venv ## Pure rules and single processes: no cluster, about a minute
 	.venv/bin/pytest tests/unit
 
 .PHONY: test-contract
