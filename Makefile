@@ -35,7 +35,7 @@ lint: venv ## Format, lint, types, import contracts
 	.venv/bin/mypy
 
 .PHONY: test-unit
-test-unit: venv ## Pure rules and single processes: no cluster, about a minute
+test-unit: venv ## Pure rules and single processes: no cluster, under a minute
 	.venv/bin/pytest tests/unit
 
 .PHONY: test-contract

@@ -6,6 +6,7 @@ It has threads of its own: a blocked event loop still answers, and is seen. `/li
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -163,6 +164,9 @@ class AdminServer:
         """Stop listening; answers that are under way are finished by their own threads."""
         if self._server is None or self._thread is None:
             return
+        # On Linux that ends the wait for the next connection at once; elsewhere it lasts until the next poll.
+        with contextlib.suppress(OSError):
+            self._server.socket.shutdown(socket.SHUT_RDWR)
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5)
