@@ -52,7 +52,7 @@ async def play(
         async with PodWatch(session, api, SHOP) as watch:
             load = LoadControl(session, api + service_path(SHOP, "load", 8090))
             audit = AuditTail(cluster.audit_log)
-            stage = Stage(kubectl, watch, load, audit, subjects, pace, progress.say)
+            stage = Stage(kubectl, watch, load, audit, subjects, pace, progress.say, OPERATOR_NAMESPACE)
             follower = asyncio.create_task(progress.follow(stage))
             try:
                 for number, scene in enumerate(scenes(pace, quick=quick), start=1):

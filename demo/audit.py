@@ -32,6 +32,8 @@ class Write:
     name: str
     """Empty where the server makes the name, as for a new pod."""
     code: int
+    answered_at: float = 0.0
+    """When its answer was sent, Unix time in seconds."""
 
     @property
     def accepted(self) -> bool:
@@ -56,6 +58,7 @@ class Write:
             namespace=target.get("namespace", ""),
             name=target.get("name", ""),
             code=document.get("responseStatus", {}).get("code", 0),
+            answered_at=datetime.fromisoformat(document["stageTimestamp"]).timestamp(),
         )
 
 
@@ -121,12 +124,23 @@ def count_writes(
 
 
 def pod_deletions(writes: Iterable[Write], namespace: str) -> dict[str, float]:
-    """Return when the first deletion of each pod was accepted: the kubelet's own, at the end, comes later."""
-    deletions: dict[str, float] = {}
+    """Return when the first deletion of each pod that was accepted was asked for; the kubelet's own comes later."""
+    return {write.name: write.at for write in _first_deletions(writes, namespace)}
+
+
+def accepted_deletions(writes: Iterable[Write], namespace: str) -> dict[str, float]:
+    """Return when the first deletion of each pod was answered as accepted."""
+    return {write.name: write.answered_at for write in _first_deletions(writes, namespace)}
+
+
+def _first_deletions(writes: Iterable[Write], namespace: str) -> Iterable[Write]:
+    first: dict[str, Write] = {}
     for write in writes:
         if write.deletes_pod and write.namespace == namespace:
-            deletions[write.name] = min(write.at, deletions.get(write.name, write.at))
-    return deletions
+            known = first.setdefault(write.name, write)
+            if write.at < known.at:
+                first[write.name] = write
+    return first.values()
 
 
 class AuditTail:

@@ -29,8 +29,6 @@ class Pod:
     terminating: bool = False
     draining_since: float | None = None
     """When Ebbtide told it to drain; None: it did not, or took it back."""
-    released: bool = False
-    """Ebbtide lets its deletion pass."""
 
     @property
     def serving(self) -> bool:
@@ -51,7 +49,6 @@ class Pod:
             ready=any(item["type"] == "Ready" and item["status"] == "True" for item in conditions),
             terminating="deletionTimestamp" in metadata,
             draining_since=datetime.fromisoformat(since).timestamp() if since else None,
-            released=names.RELEASED in metadata.get("annotations", {}),
         )
 
 
@@ -209,23 +206,6 @@ class History:
         return tuple(
             sorted((item for item in removals if start <= item.taken_at <= end), key=lambda item: item.taken_at)
         )
-
-
-def release_latencies(events: Iterable[PodEvent]) -> list[float]:
-    """Return the seconds from the release of each pod until its deletion was accepted, both as the watch told them."""
-    released: dict[str, float] = {}
-    latencies: dict[str, float] = {}
-    for event in events:
-        name = event.pod.name
-        if event.pod.terminating or event.gone:
-            if name in released:
-                latencies.setdefault(name, event.at - released[name])
-        elif event.pod.released:
-            released.setdefault(name, event.at)
-        else:
-            # Taken back: what comes later is another release.
-            released.pop(name, None)
-    return list(latencies.values())
 
 
 def drain_orders(events: Sequence[PodEvent]) -> dict[str, list[float]]:

@@ -9,9 +9,10 @@ from typing import Any
 from examples.orders.orders.accounts import Fate, OrderRecord, count_fates, in_flight
 from examples.orders.orders.marks import Mark, MarkKind
 
-from .audit import Write, WriteCount, count_writes, pod_deletions
-from .history import Goal, History, Moment, PodEvent, Removal, drain_orders, release_latencies
+from .audit import Write, WriteCount, accepted_deletions, count_writes, pod_deletions
+from .history import Goal, History, Moment, PodEvent, Removal, drain_orders
 from .measures import interrupted_for_nothing, percentile, signal_latencies
+from .releases import release_latencies
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Recording:
     marks: tuple[Mark, ...]
     events: tuple[PodEvent, ...]
     writes: tuple[Write, ...]
+    releases: Mapping[str, float] = field(default_factory=dict)
+    """When Ebbtide decided to let each pod go, by pod name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Row:
     closed_p50_s: float | None
     """From the decision to closed intake: the quiesce time and what came on top."""
     release_p50_s: float | None
-    """From the release of a pod to its accepted deletion."""
+    """From the decision to let a pod go to its accepted deletion."""
     release_p99_s: float | None
     removed_pods: int
     writes_per_pod: float | None
@@ -112,7 +115,12 @@ def measure(recording: Recording, course: Course, now: float, namespace: str, op
     own = [event for event in recording.events if event.pod.deployment == course.deployment]
     decided, latencies = _signals(recording, course, own, removals)
     closed = signal_latencies(decided, _marks(recording, MarkKind.CLOSED))
-    releases = release_latencies(event for event in own if event.at >= course.began_at)
+    accepted = {item.pod: item.deleted_at for item in removals if item.deleted_at is not None}
+    accepted |= accepted_deletions(recording.writes, namespace)
+    ours = {event.pod.name for event in own}
+    releases = release_latencies(
+        {pod: at for pod, at in recording.releases.items() if pod in ours and at >= course.began_at}, accepted
+    )
     writes = _writes(recording, course, history, namespace, operator_namespace)
     gone = sum(item.gone_at is not None for item in removals)
     return Row(

@@ -16,6 +16,7 @@ from .audit import AuditTail
 from .cluster_api import CommandError, Kubectl, LoadControl
 from .history import Goal
 from .manifests import SHOP, Subject
+from .releases import read_operator_log, release_decisions
 from .results import Course, Recording
 from .watch import PodWatch, WatchTimeoutError
 
@@ -58,6 +59,7 @@ class Stage:
     subjects: Sequence[Subject]
     pace: Pace
     say: Say
+    operator_namespace: str
     run: str = ""
     """Name of the load generator's present run; empty between scenes."""
     scene: str = ""
@@ -197,6 +199,7 @@ async def record(stage: Stage, scene: Scene, run: str, seed: int) -> Recording:
     stage.run, stage.scene = run, f"{scene.name}: load"
     stage.audit.read()
     stage.remember_templates()
+    began_at = time.time()
     await asyncio.sleep(pace.warm_up_s)
     stage.scene = scene.name
     stage.say(f"{scene.name} begins")
@@ -207,6 +210,7 @@ async def record(stage: Stage, scene: Scene, run: str, seed: int) -> Recording:
     await stage.load.stop(run)
     dump = await _decided(stage, run)
     stage.run = stage.scene = ""
+    log = await read_operator_log(stage.kubectl, stage.operator_namespace, began_at)
     return Recording(
         scene=scene.name,
         ended_at=ended_at,
@@ -215,6 +219,7 @@ async def record(stage: Stage, scene: Scene, run: str, seed: int) -> Recording:
         marks=tuple(Mark.from_json(item) for item in dump["pod_marks"]),
         events=tuple(stage.watch.events),
         writes=tuple(stage.audit.read()),
+        releases=release_decisions(log, SHOP),
     )
 
 

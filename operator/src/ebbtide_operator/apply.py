@@ -51,8 +51,8 @@ class Applier:
         state: The store's records.
         metrics: Raised after the write that they count succeeded.
         clock: Unix seconds.
-        may_delete: Asked right before each deletion of a released pod; where it says no, its controller deletes it
-            once it asks again.
+        may_delete: Asked right before each deletion of a released pod; where it says no, the pod is marked as released,
+            and its controller deletes it once it asks again.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Applier:
             Conflict: A pod is another one or gone; the rest was done.
         """
         workload = snapshot.workload
+        decided_at = self._clock()
         chains: dict[str, list[Action]] = defaultdict(list)
         last: list[Action] = []
         for action in plan.actions:
@@ -88,6 +89,9 @@ class Applier:
                     await self._state.publish_phase(workload.key, phase)
                     self._metrics.store_writes.labels("phase").inc()
                 case Adopt(pod) | SendOrder(pod) | Pin(pod) | Release(pod) | Return(pod):
+                    if isinstance(action, Release):
+                        # The first decision counts: one that is planned again was not carried out in time.
+                        self._released_at.setdefault(pod.uid, decided_at)
                     chains[pod.uid].append(action)
                 case WriteRecord(record):
                     chains[record.uid].append(action)
@@ -103,7 +107,7 @@ class Applier:
             await self._tell(snapshot, action)
 
     def note_terminating(self, uid: str) -> None:
-        """Measure the time from a release to the delete that it allowed; called as the watch shows the deletion."""
+        """Measure the time from the decision to release a pod to its deletion; called once that is known."""
         released_at = self._released_at.pop(uid, None)
         if released_at is not None:
             self._metrics.released_to_deleted.observe(self._clock() - released_at)
@@ -142,22 +146,8 @@ class Applier:
                 )
             case Pin(pod, since, deadline_at):
                 await self._cluster.patch_pod(pod, annotations=marks.pin_marks(pod, since, deadline_at))
-            case Release(pod, outcome, message):
-                # Taken before the patch: its answer may come after the delete that it wakes.
-                self._released_at[pod.uid] = self._clock()
-                await self._cluster.patch_pod(pod, annotations=marks.release_marks(pod, outcome))
-                logger.info(
-                    "pod.released",
-                    extra={
-                        "workload": str(workload.key),
-                        "pod": pod.name,
-                        "outcome": outcome.value,
-                        "explanation": message,
-                    },
-                )
-                # Deletes are not fenced by the epoch: one that was stopped meanwhile must not go on with an old plan.
-                if self._may_delete():
-                    await self._delete(workload, pod)
+            case Release():
+                await self._release(workload, action)
             case Return(pod):
                 await self._cluster.patch_pod(pod, annotations=marks.return_marks(pod))
                 self._released_at.pop(pod.uid, None)
@@ -171,14 +161,39 @@ class Applier:
             case PublishPhase() | WriteStatus() | RemoveStatus() | Notify():
                 raise AssertionError(f"not about one pod: {action}")
 
-    async def _delete(self, workload: WorkloadView, pod: PodView) -> None:
+    async def _release(self, workload: WorkloadView, action: Release) -> None:
+        pod = action.pod
+        # Taken here: the answer to the delete ends the measurement, which forgets it.
+        decided_at = self._released_at.get(pod.uid, self._clock())
+        deleted = await self._delete(workload, pod)
+        if not deleted:
+            # Whoever asks next may do it: its controller, as soon as it tries again.
+            await self._cluster.patch_pod(pod, annotations=marks.release_marks(pod, action.outcome))
+        logger.info(
+            "pod.released",
+            extra={
+                "workload": str(workload.key),
+                "pod": pod.name,
+                "outcome": action.outcome.value,
+                "explanation": action.message,
+                "decided_at": marks.format_time(decided_at),
+                "deleted": deleted,
+            },
+        )
+
+    async def _delete(self, workload: WorkloadView, pod: PodView) -> bool:
+        """Delete a pod that may go; False: that is left to its controller."""
+        # Deletes are not fenced by the epoch: one that was stopped meanwhile must not go on with an old plan.
+        if not self._may_delete():
+            return False
         try:
             await self._cluster.delete_pod(pod)
         except Refused as error:
-            # The release stands, so that its controller may delete it: only later, once it asks again.
             logger.warning(
                 "pod.delete_refused", extra={"workload": str(workload.key), "pod": pod.name, "error": str(error)}
             )
+            return False
+        return True
 
     def _count_end(self, workload: WorkloadView, record: DrainRecord) -> None:
         labels = (workload.key.namespace, workload.key.kind, workload.key.name)

@@ -136,7 +136,7 @@ class Metrics:
         )
         self.released_to_deleted = Histogram(
             "ebbtide_released_to_deleted_seconds",
-            "Time from the release patch to the accepted delete.",
+            "Time from the decision to release a pod to its accepted deletion.",
             buckets=DELETE_BUCKETS,
             registry=registry,
         )

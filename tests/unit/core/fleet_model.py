@@ -87,6 +87,8 @@ class World:
     status_at: float = 0.0
     store_ok: bool = True
     webhook_up: bool = True
+    may_delete: bool = False
+    """Whether the operator deletes what it releases, or leaves that to the controllers."""
     made: int = 0
     user_costs: dict[str, int | None] = field(default_factory=dict)
     first_ordered_at: dict[str, float] = field(default_factory=dict)
@@ -138,6 +140,9 @@ class World:
                     self.first_ordered_at.pop(pod.uid, None)
             case Pin(pod, since, deadline_at):
                 self._mark(pod, marks.pin_marks(self.pods.get(pod.uid, pod), since, deadline_at))
+            case Release(pod) if self.may_delete:
+                if pod.uid in self.pods:
+                    self.remove(pod.uid)
             case Release(pod, outcome, _):
                 self._mark(pod, marks.release_marks(self.pods.get(pod.uid, pod), outcome))
             case Return(pod):

@@ -21,9 +21,9 @@ picks = st.integers(0, 99)
 class Fleet(RuleBasedStateMachine):
     """Random histories of a Deployment with two ReplicaSets, its pods, the store and an operator that may be killed."""
 
-    @initialize(replicas=st.integers(1, 4))
-    def start(self, replicas: int) -> None:
-        self.world = World()
+    @initialize(replicas=st.integers(1, 4), may_delete=st.booleans())
+    def start(self, replicas: int, may_delete: bool) -> None:
+        self.world = World(may_delete=may_delete)
         self.world.add_set("old", replicas, "1")
         self.world.add_set("new", 0, "2")
         self.world.live()
@@ -76,6 +76,10 @@ class Fleet(RuleBasedStateMachine):
     @rule(up=st.booleans())
     def store(self, up: bool) -> None:
         self.world.store_ok = up
+
+    @rule(may=st.booleans())
+    def the_operators_right_to_delete(self, may: bool) -> None:
+        self.world.may_delete = may
 
     @rule(up=st.booleans())
     def webhook(self, up: bool) -> None:

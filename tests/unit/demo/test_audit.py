@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.audit import AuditTail, Write, belongs_to, count_writes, parse, pod_deletions
+from demo.audit import AuditTail, Write, accepted_deletions, belongs_to, count_writes, parse, pod_deletions
 
 OPERATOR = "system:serviceaccount:ebbtide-system:ebbtide"
 CONTROLLER = "system:serviceaccount:kube-system:replicaset-controller"
@@ -24,6 +24,7 @@ def line(verb: str = "patch", name: str = "orders-managed-1", **changes: object)
         },
         "responseStatus": {"code": changes.pop("code", 200)},
         "requestReceivedTimestamp": changes.pop("at", "2026-05-01T10:00:00.250000Z"),
+        "stageTimestamp": changes.pop("answered_at", "2026-05-01T10:00:00.350000Z"),
         **changes,
     }
     return json.dumps(document)
@@ -59,16 +60,14 @@ def test_counts_what_belongs_to_the_deployment_and_tells_our_own_apart() -> None
 
 
 def test_the_first_accepted_deletion_of_a_pod_is_its_deletion() -> None:
-    deletions = pod_deletions(
-        writes(
-            line("delete", "a", code=429, at="2026-05-01T10:00:00Z"),
-            line("delete", "a", at="2026-05-01T10:00:01.500000Z"),
-            line("delete", "a", user="system:node:n", at="2026-05-01T10:00:09Z"),
-            line("delete", "b", namespace="other"),
-        ),
-        "shop",
+    log = writes(
+        line("delete", "a", code=429, at="2026-05-01T10:00:00Z"),
+        line("delete", "a", user="system:node:n", at="2026-05-01T10:00:09Z", answered_at="2026-05-01T10:00:09Z"),
+        line("delete", "a", at="2026-05-01T10:00:01.500000Z", answered_at="2026-05-01T10:00:01.750000Z"),
+        line("delete", "b", namespace="other"),
     )
-    assert deletions == {"a": 1777629601.5}
+    assert pod_deletions(log, "shop") == {"a": 1777629601.5}
+    assert accepted_deletions(log, "shop") == {"a": 1777629601.75}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demo.history import Goal, History, Pod, PodEvent, drain_orders, release_latencies
+from demo.history import Goal, History, Pod, PodEvent, drain_orders
 
 
 def pod(name: str, template: str = "old", **changes: object) -> Pod:
@@ -68,21 +68,6 @@ def test_a_pod_that_was_returned_is_not_removed() -> None:
     events = [*ROLLOUT[:2], PodEvent(3.0, pod("a", draining_since=2.9)), PodEvent(4.0, pod("a"))]
     assert History("orders", events).removals(0.0, 20.0, {}) == ()
     assert drain_orders(events) == {"a": [2.9]}
-
-
-def test_release_latency_runs_from_the_last_release_to_the_deletion() -> None:
-    events = [
-        PodEvent(1.0, pod("a", released=True)),
-        PodEvent(1.1, pod("a", released=True)),
-        PodEvent(1.25, pod("a", released=True, terminating=True)),
-        PodEvent(2.0, pod("b", released=True)),
-        PodEvent(3.0, pod("b")),
-        PodEvent(4.0, pod("b", released=True)),
-        gone(4.5, "b"),
-        PodEvent(5.0, pod("c", terminating=True)),
-        PodEvent(6.0, pod("d", released=True)),
-    ]
-    assert release_latencies(events) == [0.25, 0.5]
 
 
 def test_projection_reads_what_the_api_server_sends() -> None:

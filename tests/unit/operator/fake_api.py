@@ -35,6 +35,8 @@ class FakeApi:
     """Method and path, query left out, in order."""
     refuse: Callable[[str, str], int | None] = lambda _method, _path: None
     """Returns an HTTP status with which to refuse a request."""
+    graceful: bool = False
+    """Whether deleted objects stay as terminating ones, as pods do that run."""
     answers: dict[str, Callable[[Document], Document]] = field(default_factory=dict)
     """Answers of paths that take a POST and store nothing."""
     token: str = ""
@@ -116,6 +118,9 @@ class FakeApi:
                 expected = ((body or {}).get("preconditions") or {}).get("uid")
                 if expected and expected != found["metadata"].get("uid"):
                     return _status(409, "Conflict")
+                if self.graceful:
+                    ending = {**found, "metadata": {**found["metadata"], "deletionTimestamp": "2026-11-24T12:00:00Z"}}
+                    return web.json_response(self.put(request.path, ending))
                 self.remove(request.path)
                 return web.json_response({"kind": "Status", "status": "Success"})
             case _:

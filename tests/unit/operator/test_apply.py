@@ -156,22 +156,23 @@ async def test_of_several_failures_the_one_that_explains_the_others_is_told(scen
 async def test_a_pod_that_is_gone_does_not_keep_the_rest_from_being_done(scene: Scene) -> None:
     scene.recorder.failing[("patch", "a")] = Conflict("gone")
     with pytest.raises(Conflict):
-        await scene.apply(Release(a_pod("a"), Outcome.CLEAN, ""), Release(a_pod("b"), Outcome.CLEAN, ""))
-    assert scene.recorder.marks["b"][names.RELEASED] == "clean"
+        await scene.apply(Adopt(a_pod("a"), "true"), Release(a_pod("b"), Outcome.CLEAN, ""))
+    assert scene.recorder.writes == [("delete", "b")]
 
 
-async def test_a_released_pod_is_deleted_once_its_marks_allow_anybody_to(scene: Scene) -> None:
+async def test_a_released_pod_is_deleted_in_one_write(scene: Scene) -> None:
     await scene.apply(Release(a_pod("a"), Outcome.CLEAN, ""))
-    assert scene.recorder.writes == [("patch", "a"), ("delete", "a")]
+    assert scene.recorder.writes == [("delete", "a")]
 
 
-async def test_a_refused_delete_leaves_the_released_pod_to_its_controller(
+async def test_a_refused_delete_leaves_the_pod_marked_as_released_to_its_controller(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene.recorder.failing[("delete", "a")] = Refused("403 Forbidden")
     await scene.apply(Release(a_pod("a"), Outcome.CLEAN, ""), Notify("DrainStarted", ""))
     assert scene.recorder.marks["a"][names.RELEASED] == "clean"
-    assert scene.recorder.writes[-1] == ("event", "DrainStarted")
+    assert scene.recorder.marks["a"][names.DELETION_COST] == str(names.RELEASED_COST)
+    assert scene.recorder.writes == [("patch", "a"), ("event", "DrainStarted")]
     assert "pod.delete_refused" in caplog.text
 
 
@@ -221,13 +222,37 @@ async def test_a_record_is_counted_once_it_is_written_in_one_step_with_the_end_o
     assert scene.sample("ebbtide_drained_tasks_total", **LABELS, outcome="other") == 1
 
 
-async def test_the_time_from_release_to_delete_is_measured_once(scene: Scene) -> None:
+async def test_the_time_from_the_decision_to_the_delete_is_measured_once(scene: Scene) -> None:
     await scene.apply(Release(a_pod(), Outcome.CLEAN, ""))
     scene.now += 0.03
     scene.applier.note_terminating("uid-a")
     scene.applier.note_terminating("uid-a")
     assert scene.sample("ebbtide_released_to_deleted_seconds_count") == 1
     assert scene.sample("ebbtide_released_to_deleted_seconds_sum") == pytest.approx(0.03)
+
+
+async def test_a_release_that_had_to_be_planned_again_is_measured_from_its_first_decision(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    scene.recorder.failing[("delete", "a")] = TimeoutError("no answer")
+    with pytest.raises(TimeoutError):
+        await scene.apply(Release(a_pod("a"), Outcome.CLEAN, ""))
+    scene.now += 1.5
+    scene.recorder.failing.clear()
+    await scene.apply(Release(a_pod("a"), Outcome.CLEAN, ""))
+    scene.applier.note_terminating("uid-a")
+    assert scene.sample("ebbtide_released_to_deleted_seconds_sum") == pytest.approx(1.5)
+    (told,) = [record for record in caplog.records if record.message == "pod.released"]
+    assert vars(told)["decided_at"] == "1970-01-01T00:01:40.000Z"
+
+
+async def test_a_release_that_was_taken_back_is_not_measured(scene: Scene) -> None:
+    scene.may_delete = False
+    await scene.apply(Release(a_pod("a"), Outcome.CLEAN, ""))
+    await scene.apply(Return(a_pod("a", released="clean")))
+    scene.applier.note_terminating("uid-a")
+    assert scene.sample("ebbtide_released_to_deleted_seconds_count") == 0
 
 
 async def test_fields_that_a_new_status_lacks_are_removed(scene: Scene) -> None:

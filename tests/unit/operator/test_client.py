@@ -11,7 +11,7 @@ from ebbtide_operator.cluster.api import Api, ApiError
 from ebbtide_operator.cluster.authority import make_authority
 from ebbtide_operator.cluster.client import KubernetesCluster, KubernetesSecrets
 from ebbtide_operator.cluster.pods import pod_view
-from ebbtide_operator.core.model import ReplicaSetView, WorkloadKey, WorkloadView
+from ebbtide_operator.core.model import PodView, ReplicaSetView, WorkloadKey, WorkloadView
 from ebbtide_operator.ports import Conflict, Refused
 from tests.unit.operator.fake_api import FakeApi, a_pod, pod_path, serving
 
@@ -76,6 +76,16 @@ async def test_a_delete_takes_the_pod_that_was_meant_and_no_other(fake: FakeApi,
     await cluster.delete_pod(pod_view(fake.objects[pod_path("a")]))
     assert pod_path("a") not in fake.objects
     await cluster.delete_pod(meant)
+
+
+async def test_a_pod_that_a_delete_made_terminating_is_seen_before_the_watch_tells(fake: FakeApi, api: Api) -> None:
+    seen: list[PodView] = []
+    cluster = KubernetesCluster(api, on_pod=lambda document: seen.append(pod_view(document)))
+    fake.graceful = True
+    await cluster.delete_pod(pod_view(fake.put(pod_path("a"), a_pod("a"))))
+    fake.graceful = False
+    await cluster.delete_pod(pod_view(fake.put(pod_path("b"), a_pod("b"))))
+    assert [(pod.name, pod.terminating) for pod in seen] == [("a", True)]
 
 
 async def test_a_delete_that_is_not_allowed_says_so(fake: FakeApi, api: Api) -> None:

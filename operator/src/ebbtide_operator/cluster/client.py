@@ -47,11 +47,15 @@ class KubernetesCluster:
 
     async def delete_pod(self, pod: PodView) -> None:
         try:
-            await self._api.delete(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}", uid=pod.uid)
+            document = await self._api.delete(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}", uid=pod.uid)
         except ApiError as error:
             # Gone, or another pod of the same name: somebody was faster, and that is as good.
             if error.status not in {404, 409}:
                 raise Refused(str(error)) from error
+            return
+        # A pod that is terminating now; one that nothing ran of is gone at once, and the answer may say only that.
+        if "deletionTimestamp" in document.get("metadata", {}):
+            self._on_pod(document)
 
     async def unlabelled_pods(self, workload: WorkloadView) -> Sequence[PodView]:
         sets = {view.uid for view in workload.sets}
