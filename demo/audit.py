@@ -125,22 +125,27 @@ def count_writes(
 
 def pod_deletions(writes: Iterable[Write], namespace: str) -> dict[str, float]:
     """Return when the first deletion of each pod that was accepted was asked for; the kubelet's own comes later."""
-    return {write.name: write.at for write in _first_deletions(writes, namespace)}
+    return _earliest((write.name, write.at) for write in writes if _deletes(write, namespace))
 
 
 def accepted_deletions(writes: Iterable[Write], namespace: str) -> dict[str, float]:
-    """Return when the first deletion of each pod was answered as accepted."""
-    return {write.name: write.answered_at for write in _first_deletions(writes, namespace)}
+    """Return when a deletion of each pod was first answered as accepted.
+
+    Which need not be the one that was asked for first: where the operator and a controller ask at the same moment, the
+    controller's request is held up by the webhook until the other one is through.
+    """
+    return _earliest((write.name, write.answered_at) for write in writes if _deletes(write, namespace))
 
 
-def _first_deletions(writes: Iterable[Write], namespace: str) -> Iterable[Write]:
-    first: dict[str, Write] = {}
-    for write in writes:
-        if write.deletes_pod and write.namespace == namespace:
-            known = first.setdefault(write.name, write)
-            if write.at < known.at:
-                first[write.name] = write
-    return first.values()
+def _deletes(write: Write, namespace: str) -> bool:
+    return write.deletes_pod and write.namespace == namespace
+
+
+def _earliest(times: Iterable[tuple[str, float]]) -> dict[str, float]:
+    earliest: dict[str, float] = {}
+    for name, at in times:
+        earliest[name] = min(at, earliest.get(name, at))
+    return earliest
 
 
 class AuditTail:

@@ -153,4 +153,6 @@ def request(
         "argv": [str(path_of(component.program)), *component.arguments],
         "env": environment,
         "log": str(layout.logs / f"{component.name.replace('/', '-')}.log"),
+        # A control plane has a machine of its own elsewhere; here it must not wait for the pods that are started.
+        "niceness": -10 if component.sandbox == CONTROL_PLANE else 0,
     }

@@ -59,11 +59,12 @@ def test_counts_what_belongs_to_the_deployment_and_tells_our_own_apart() -> None
     assert (counted.accepted, counted.by_ebbtide, counted.to_pods_by_ebbtide, counted.held) == (7, 2, 1, 1)
 
 
-def test_the_first_accepted_deletion_of_a_pod_is_its_deletion() -> None:
+def test_a_pod_is_deleted_by_the_first_request_that_is_accepted() -> None:
     log = writes(
         line("delete", "a", code=429, at="2026-05-01T10:00:00Z"),
         line("delete", "a", user="system:node:n", at="2026-05-01T10:00:09Z", answered_at="2026-05-01T10:00:09Z"),
-        line("delete", "a", at="2026-05-01T10:00:01.500000Z", answered_at="2026-05-01T10:00:01.750000Z"),
+        line("delete", "a", at="2026-05-01T10:00:01.500000Z", answered_at="2026-05-01T10:00:02.500000Z"),
+        line("delete", "a", user=OPERATOR, at="2026-05-01T10:00:01.600000Z", answered_at="2026-05-01T10:00:01.750000Z"),
         line("delete", "b", namespace="other"),
     )
     assert pod_deletions(log, "shop") == {"a": 1777629601.5}

@@ -50,5 +50,11 @@ def test_a_request_names_program_sandbox_and_log() -> None:
         "argv": ["/cache/kubelet", "--v=2"],
         "env": {"PATH": "/bin"},
         "log": "/state/a/logs/kubelet-node-1.log",
+        "niceness": 0,
     }
     assert components.etcd(LAYOUT).sandbox == CONTROL_PLANE
+
+
+def test_the_control_plane_goes_before_what_runs_on_the_nodes() -> None:
+    request = components.request(components.etcd(LAYOUT), LAYOUT, 42, {}, lambda program: Path("/cache") / program)
+    assert request["niceness"] == -10
