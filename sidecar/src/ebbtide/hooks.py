@@ -24,6 +24,8 @@ Hook = Callable[[], Awaitable[object] | object]
 
 @dataclass(frozen=True, slots=True)
 class _Registered:
+    """One hook as it was registered."""
+
     hook: Hook
     name: str
     limit_s: float

@@ -10,17 +10,17 @@ import weakref
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ebbtide.conductor import PATROL_S, Conductor
 from ebbtide.drainreport import DrainReport
 from ebbtide.drainwatch import DrainWatch
 from ebbtide.effects import Effects
 from ebbtide.errors import NotRunning
-from ebbtide.exposition import Numbers
 from ebbtide.hooks import HOOK_S, Hook, Hooks
 from ebbtide.leakwatch import LeakWatch
 from ebbtide.limits import Limits
+from ebbtide.loading import load
 from ebbtide.machine import (
     DrainRequested,
     Durations,
@@ -32,7 +32,6 @@ from ebbtide.machine import (
     UndrainRequested,
 )
 from ebbtide.oversight import Oversight
-from ebbtide.protocol import PodState
 from ebbtide.registry import Registry
 from ebbtide.restarts import OnCrash
 from ebbtide.scope import Scope, child_scope
@@ -42,9 +41,13 @@ from ebbtide.startup import START_S, Stage, Start, StartUp
 from ebbtide.threads import in_daemon_thread
 from ebbtide.trendwatch import TrendWatch
 from ebbtide.views import Views
+from ebbtide.vocabulary import PodState
 from ebbtide.watchdog import Watchdog
 from ebbtide.workers.local import Local
 from ebbtide.workers.pod import Pod
+
+if TYPE_CHECKING:
+    from ebbtide.exposition import Numbers
 
 logger = logging.getLogger("ebbtide")
 
@@ -122,6 +125,8 @@ class Runtime(Oversight):
         if self._loop is not None:
             raise NotRunning("a runtime runs once; make a new one")
         self._loop = asyncio.get_running_loop()
+        # First, where there is nothing yet to undo.
+        await load(self._settings)
         self._registry.settle(self._loop)
         self._effects.settle(self._loop)
         self._leaks.settle()

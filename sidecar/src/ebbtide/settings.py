@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from ebbtide import environment
 from ebbtide.limits import Admission, Limits
 from ebbtide.machine import Durations
-from ebbtide.protocol import DEFAULT_PREFIX, Keys
+from ebbtide.vocabulary import DEFAULT_PREFIX
 
 LONGEST_S = 7 * 86400.0
 LONGEST_SOCKET = 100
@@ -226,7 +226,11 @@ class _Reader:
         return value or None
 
     def prefix(self) -> str:
-        text = self.text(environment.PREFIX) or DEFAULT_PREFIX
+        text = self.text(environment.PREFIX)
+        if not text:
+            return DEFAULT_PREFIX
+        from ebbtide.protocol import Keys
+
         try:
             Keys(text)
         except ValueError as error:
