@@ -135,6 +135,9 @@ def one_run(python: Path, kind: str, folders: Mapping[bool, Path], endpoint: str
 def measure(python: Path) -> dict[str, dict[str, float]]:
     """Return the medians of one interpreter, in milliseconds, by kind of run and by what they were spent on."""
     with tempfile.TemporaryDirectory() as place, socket.create_server(("127.0.0.1", 0)) as silent:
+        # Of its own: what is installed beside an interpreter may import half of the standard library at each start.
+        subprocess.run([python, "-m", "venv", "--without-pip", Path(place) / "venv"], check=True)
+        python = Path(place) / "venv" / "bin" / "python"
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         folders = {compiled: Path(place) / str(compiled) for compiled in (True, False)}
         for folder in folders.values():

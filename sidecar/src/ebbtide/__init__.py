@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ebbtide.drainreport import DrainReport
 from ebbtide.entries import Entry
 from ebbtide.errors import EbbtideError, NotRunning, Refused, StartFailed, TimedOut
 from ebbtide.limits import Admission, Limits
@@ -18,6 +17,7 @@ from ebbtide.startup import Stage
 from ebbtide.vocabulary import PodState
 
 if TYPE_CHECKING:
+    from ebbtide.drainreport import DrainReport
     from ebbtide.findings import Finding
 
 __all__ = [
@@ -45,6 +45,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Late: what only some ask for.
+    if name == "DrainReport":
+        from ebbtide.drainreport import DrainReport
+
+        return DrainReport
     if name == "Finding":
         from ebbtide.findings import Finding
 

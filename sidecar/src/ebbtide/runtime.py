@@ -12,13 +12,8 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ebbtide.conductor import PATROL_S, Conductor
-from ebbtide.drainreport import DrainReport
-from ebbtide.drainwatch import DrainWatch
-from ebbtide.effects import Effects
 from ebbtide.errors import NotRunning
 from ebbtide.hooks import HOOK_S, Hook, Hooks
-from ebbtide.leakwatch import LeakWatch
 from ebbtide.limits import Limits
 from ebbtide.loading import load
 from ebbtide.machine import (
@@ -36,17 +31,12 @@ from ebbtide.registry import Registry
 from ebbtide.restarts import OnCrash
 from ebbtide.scope import Scope, child_scope
 from ebbtide.settings import Settings
-from ebbtide.signals import Signals
 from ebbtide.startup import START_S, Stage, Start, StartUp
 from ebbtide.threads import in_daemon_thread
-from ebbtide.trendwatch import TrendWatch
-from ebbtide.views import Views
 from ebbtide.vocabulary import PodState
-from ebbtide.watchdog import Watchdog
-from ebbtide.workers.local import Local
-from ebbtide.workers.pod import Pod
 
 if TYPE_CHECKING:
+    from ebbtide.drainreport import DrainReport
     from ebbtide.exposition import Numbers
 
 logger = logging.getLogger("ebbtide")
@@ -81,6 +71,18 @@ class Runtime(Oversight):
 
     def _begin(self) -> None:
         """Make what belongs to one process: all but the scopes, the limits, the steps and the hooks."""
+        # Here, and not by everybody who imports the library. In a forked child they are there: the parent has made one.
+        from ebbtide.conductor import PATROL_S, Conductor
+        from ebbtide.drainwatch import DrainWatch
+        from ebbtide.effects import Effects
+        from ebbtide.leakwatch import LeakWatch
+        from ebbtide.signals import Signals
+        from ebbtide.trendwatch import TrendWatch
+        from ebbtide.views import Views
+        from ebbtide.watchdog import Watchdog
+        from ebbtide.workers.local import Local
+        from ebbtide.workers.pod import Pod
+
         durations = self._settings.durations
         hooks = (self._drain_hooks, self._exit_hooks)
         self._drain_watch = DrainWatch(self._registry, lambda: [record for some in hooks for record in some.records])

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Self
-from urllib.parse import urlsplit
 
 from ebbtide import environment
 from ebbtide.limits import Admission, Limits
@@ -182,6 +181,10 @@ class _Reader:
 
     def endpoints(self) -> tuple[str, ...]:
         text = self.text(environment.ENDPOINTS)
+        if not text:
+            return ()
+        from urllib.parse import urlsplit
+
         urls = tuple(url.strip().rstrip("/") for url in text.split(",") if url.strip())
         for url in urls:
             parts = urlsplit(url)
