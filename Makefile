@@ -68,12 +68,16 @@ soak: venv ## Spawn, cancel, drain, undrain for 5 minutes: memory and every cont
 ##@ Figures
 
 .PHONY: bench
-bench: bench-library bench-trend bench-store bench-rollout ## All figures below, each against the plain alternative in the same run
+bench: bench-library bench-import bench-trend bench-store bench-rollout ## All figures below, each against the plain alternative in the same run
 
 .PHONY: bench-library
 bench-library: venv ## A spawned task against create_task and TaskGroup; the stall of a dump of 100,000 tasks (about a minute)
 	$(PY) tests/bench/hot_path.py
 	$(PY) tests/bench/dump_stall.py
+
+.PHONY: bench-import
+bench-import: venv ## What an import of the library and the start of a runtime cost, in fresh interpreters (20 s for each Python)
+	$(PY) -m tests.bench.import_time
 
 .PHONY: bench-trend
 bench-trend: venv ## How often leaks and churn are told right, on generated series and on the example under three loads (about two minutes)

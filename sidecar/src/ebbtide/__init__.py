@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ebbtide.drainreport import DrainReport
 from ebbtide.entries import Entry
 from ebbtide.errors import EbbtideError, NotRunning, Refused, StartFailed, TimedOut
-from ebbtide.findings import Finding
 from ebbtide.limits import Admission, Limits
 from ebbtide.protection import protect
-from ebbtide.protocol import PodState
 from ebbtide.registry import heartbeat
 from ebbtide.restarts import OnCrash, Restart
 from ebbtide.runtime import Runtime
 from ebbtide.scope import Scope
 from ebbtide.settings import Settings
 from ebbtide.startup import Stage
+from ebbtide.vocabulary import PodState
+
+if TYPE_CHECKING:
+    from ebbtide.drainreport import DrainReport
+    from ebbtide.findings import Finding
 
 __all__ = [
     "Admission",
@@ -42,9 +44,21 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Late: reading the installed metadata costs more than all the rest of the import.
+    # Late: what only some ask for.
+    if name == "DrainReport":
+        from ebbtide.drainreport import DrainReport
+
+        return DrainReport
+    if name == "Finding":
+        from ebbtide.findings import Finding
+
+        return Finding
     if name == "__version__":
         from importlib.metadata import version
 
         return version("ebbtide")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 from ebbtide.drainreport import DrainReport
 from ebbtide.exposition import Numbers, render
 from ebbtide.machine import Source
-from ebbtide.protocol import PodState
+from ebbtide.vocabulary import PodState
 
 logger = logging.getLogger("ebbtide")
 

@@ -14,7 +14,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 
 from ebbtide.machine import Effect, Event, Exit, Machine, Report, TasksChanged, Tick, next_deadline, step
-from ebbtide.protocol import PodState
+from ebbtide.vocabulary import PodState
 
 logger = logging.getLogger("ebbtide")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ebbtide.protocol import MOST_DRAIN_BYTES, Outcome
+from ebbtide.vocabulary import MOST_DRAIN_BYTES, Outcome
 
 SHOWN = 3
 """Finishers and stragglers named in the log line and in the store."""

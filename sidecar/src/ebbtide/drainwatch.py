@@ -13,8 +13,8 @@ from ebbtide.drainreport import DrainReport, Finisher, HookRecord, PhaseTime, St
 from ebbtide.entries import Live, frames_of, kind_of, name_of
 from ebbtide.frames import all_threads, place_of, stack_of
 from ebbtide.machine import Machine
-from ebbtide.protocol import TASK_OUTCOMES, Outcome, PodState
 from ebbtide.registry import Registry
+from ebbtide.vocabulary import TASK_OUTCOMES, Outcome, PodState
 
 SLOWEST = 10
 STRAGGLERS = 20

@@ -23,8 +23,8 @@ from ebbtide.machine import (
     Report,
     SetReady,
 )
-from ebbtide.protocol import PodState
 from ebbtide.registry import Registry
+from ebbtide.vocabulary import PodState
 from ebbtide.watchdog import LEAD_S, Watchdog
 
 logger = logging.getLogger("ebbtide")

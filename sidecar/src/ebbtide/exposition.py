@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ebbtide.leakrules import Rule
-from ebbtide.protocol import TASK_OUTCOMES, PodState
 from ebbtide.trend import Shape, Trend
+from ebbtide.vocabulary import TASK_OUTCOMES, PodState
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,21 @@ import asyncio
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
+
+def _folder(file: str) -> str:
+    # Without pathlib, which is half of what this module costs its importer.
+    return file.rpartition("/")[0] + "/"
+
+
 DEEPEST = 200
 """Frames that are walked at most."""
-ASYNCIO = str(Path(asyncio.__file__).parent) + "/"
-STANDARD = str(Path(threading.__file__).parent) + "/"
+ASYNCIO = _folder(asyncio.__file__)
+STANDARD = _folder(threading.__file__)
 PACKAGES = ("/site-packages/", "/dist-packages/")
-OWN = str(Path(__file__).parent) + "/"
+OWN = _folder(__file__)
 
 
 class Step(NamedTuple):

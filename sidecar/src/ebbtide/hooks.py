@@ -9,8 +9,10 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ebbtide.drainreport import HookRecord
+if TYPE_CHECKING:
+    from ebbtide.drainreport import HookRecord
 
 logger = logging.getLogger("ebbtide")
 
@@ -24,6 +26,8 @@ Hook = Callable[[], Awaitable[object] | object]
 
 @dataclass(frozen=True, slots=True)
 class _Registered:
+    """One hook as it was registered."""
+
     hook: Hook
     name: str
     limit_s: float
@@ -70,6 +74,8 @@ class Hooks:
         Args:
             budget_s: Seconds for all of them together.
         """
+        from ebbtide.drainreport import HookRecord
+
         self.records = []
         hurried: asyncio.CancelledError | None = None
         end_at = time.monotonic() + budget_s

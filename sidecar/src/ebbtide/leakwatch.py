@@ -6,17 +6,19 @@ import json
 import logging
 import threading
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from ebbtide.cancelling import call_in
-from ebbtide.findings import Finding, Look
-from ebbtide.leakrules import ADVICE, Thresholds
+from ebbtide.leakrules import ADVICE, Rule, Thresholds
 from ebbtide.origins import trace_here
-from ebbtide.outsiders import Outsiders
 from ebbtide.registry import Registry
 from ebbtide.settings import Settings
-from ebbtide.suspects import suspects
+
+if TYPE_CHECKING:
+    from ebbtide.findings import Finding, Look
+    from ebbtide.outsiders import Outsiders
 
 logger = logging.getLogger("ebbtide")
 
@@ -37,18 +39,24 @@ class LeakWatch:
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self._registry = registry
         self._thresholds = Thresholds(least_age_s=settings.leak_age_s)
-        self._outsiders = Outsiders(registry, settings.leak_age_s, settings.leak_ignore)
+        self._ignored = settings.leak_ignore
         self._wanted = settings.origins
         self._origins = False
         self._said: set[tuple[str, str]] = set()
         self._one_at_a_time = threading.Lock()
         self._next_at = 0.0
-        self._counts: Mapping[str, int] = Look(in_flight=0, took_s=0.0, findings=(), origins=False).counts()
+        self._counts: Mapping[str, int] = dict.fromkeys(map(str, Rule), 0)
 
     @property
     def counts(self) -> Mapping[str, int]:
         """How many the last look suspected, by rule."""
         return self._counts
+
+    @cached_property
+    def _outsiders(self) -> Outsiders:
+        from ebbtide.outsiders import Outsiders
+
+        return Outsiders(self._registry, self._thresholds.least_age_s, self._ignored)
 
     def settle(self) -> None:
         """Begin; in the loop's thread."""
@@ -82,6 +90,9 @@ class LeakWatch:
 
     def look(self) -> Look:
         """Look now; in a thread that is not the loop's where a lot is in flight."""
+        from ebbtide.findings import Look
+        from ebbtide.suspects import suspects
+
         with self._one_at_a_time:
             began_at = monotonic()
             in_flight = len(self._registry)

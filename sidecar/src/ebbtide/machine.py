@@ -15,8 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from ebbtide.protocol import DRAIN_STATES, Desired, Order, PodState
+from ebbtide.vocabulary import DRAIN_STATES, Desired, PodState
+
+if TYPE_CHECKING:
+    from ebbtide.protocol import Order
 
 COLLECT_S = 1.0
 """Seconds before its own deadline at which a drained pod that nobody collected exits by itself.
@@ -63,8 +67,22 @@ class Durations:
         return self.quiesce_s + self.drain_timeout_s + self.cancel_grace_s
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Bare:
+    """What an event or an effect is that says nothing but itself; a tenth of the import time of a dataclass."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Started(Bare):
     """The application can serve."""
 
 
@@ -86,8 +104,7 @@ class DrainRequested:
     """True: exit once drained. Always so for a signal and preStop: the kubelet ends this container."""
 
 
-@dataclass(frozen=True, slots=True)
-class UndrainRequested:
+class UndrainRequested(Bare):
     """A person takes the drain back."""
 
 
@@ -98,13 +115,11 @@ class TasksChanged:
     active: int
 
 
-@dataclass(frozen=True, slots=True)
-class StoreRestarted:
+class StoreRestarted(Bare):
     """The store lost its memory: epochs and generations count from the beginning again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Bare):
     """Time passed."""
 
 
@@ -118,13 +133,11 @@ class SetReady:
     ready: bool
 
 
-@dataclass(frozen=True, slots=True)
-class CloseIntake:
+class CloseIntake(Bare):
     """Refuse new roots; answer with `TasksChanged`."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenIntake:
+class OpenIntake(Bare):
     """Admit tasks again."""
 
 
@@ -135,13 +148,11 @@ class CancelTasks:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class AbandonTasks:
+class AbandonTasks(Bare):
     """Count what is still in flight as abandoned."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Bare):
     """Tell the operator."""
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ebbtide.cancelling import cancel_by_id
 from ebbtide.entries import task_of
-from ebbtide.findings import Finding
-from ebbtide.leakwatch import LeakWatch
 from ebbtide.registry import Registry
-from ebbtide.views import Views
+
+if TYPE_CHECKING:
+    from ebbtide.findings import Finding
+    from ebbtide.leakwatch import LeakWatch
+    from ebbtide.views import Views
 
 
 class Oversight:

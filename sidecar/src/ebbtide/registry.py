@@ -25,7 +25,7 @@ from ebbtide.environment import DEFAULT_CANCEL_GRACE_S
 from ebbtide.errors import Refused
 from ebbtide.leakrules import missed
 from ebbtide.limits import Limits
-from ebbtide.protocol import TASK_OUTCOMES
+from ebbtide.vocabulary import TASK_OUTCOMES
 
 if TYPE_CHECKING:
     from ebbtide.scope import Scope

@@ -10,17 +10,12 @@ import weakref
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from ebbtide.conductor import PATROL_S, Conductor
-from ebbtide.drainreport import DrainReport
-from ebbtide.drainwatch import DrainWatch
-from ebbtide.effects import Effects
 from ebbtide.errors import NotRunning
-from ebbtide.exposition import Numbers
 from ebbtide.hooks import HOOK_S, Hook, Hooks
-from ebbtide.leakwatch import LeakWatch
 from ebbtide.limits import Limits
+from ebbtide.loading import load
 from ebbtide.machine import (
     DrainRequested,
     Durations,
@@ -32,19 +27,17 @@ from ebbtide.machine import (
     UndrainRequested,
 )
 from ebbtide.oversight import Oversight
-from ebbtide.protocol import PodState
 from ebbtide.registry import Registry
 from ebbtide.restarts import OnCrash
 from ebbtide.scope import Scope, child_scope
 from ebbtide.settings import Settings
-from ebbtide.signals import Signals
 from ebbtide.startup import START_S, Stage, Start, StartUp
 from ebbtide.threads import in_daemon_thread
-from ebbtide.trendwatch import TrendWatch
-from ebbtide.views import Views
-from ebbtide.watchdog import Watchdog
-from ebbtide.workers.local import Local
-from ebbtide.workers.pod import Pod
+from ebbtide.vocabulary import PodState
+
+if TYPE_CHECKING:
+    from ebbtide.drainreport import DrainReport
+    from ebbtide.exposition import Numbers
 
 logger = logging.getLogger("ebbtide")
 
@@ -78,6 +71,18 @@ class Runtime(Oversight):
 
     def _begin(self) -> None:
         """Make what belongs to one process: all but the scopes, the limits, the steps and the hooks."""
+        # Here, and not by everybody who imports the library. In a forked child they are there: the parent has made one.
+        from ebbtide.conductor import PATROL_S, Conductor
+        from ebbtide.drainwatch import DrainWatch
+        from ebbtide.effects import Effects
+        from ebbtide.leakwatch import LeakWatch
+        from ebbtide.signals import Signals
+        from ebbtide.trendwatch import TrendWatch
+        from ebbtide.views import Views
+        from ebbtide.watchdog import Watchdog
+        from ebbtide.workers.local import Local
+        from ebbtide.workers.pod import Pod
+
         durations = self._settings.durations
         hooks = (self._drain_hooks, self._exit_hooks)
         self._drain_watch = DrainWatch(self._registry, lambda: [record for some in hooks for record in some.records])
@@ -122,6 +127,8 @@ class Runtime(Oversight):
         if self._loop is not None:
             raise NotRunning("a runtime runs once; make a new one")
         self._loop = asyncio.get_running_loop()
+        # First, where there is nothing yet to undo.
+        await load(self._settings)
         self._registry.settle(self._loop)
         self._effects.settle(self._loop)
         self._leaks.settle()

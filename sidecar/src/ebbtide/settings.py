@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Self
-from urllib.parse import urlsplit
 
 from ebbtide import environment
 from ebbtide.limits import Admission, Limits
 from ebbtide.machine import Durations
-from ebbtide.protocol import DEFAULT_PREFIX, Keys
+from ebbtide.vocabulary import DEFAULT_PREFIX
 
 LONGEST_S = 7 * 86400.0
 LONGEST_SOCKET = 100
@@ -182,6 +181,10 @@ class _Reader:
 
     def endpoints(self) -> tuple[str, ...]:
         text = self.text(environment.ENDPOINTS)
+        if not text:
+            return ()
+        from urllib.parse import urlsplit
+
         urls = tuple(url.strip().rstrip("/") for url in text.split(",") if url.strip())
         for url in urls:
             parts = urlsplit(url)
@@ -226,7 +229,11 @@ class _Reader:
         return value or None
 
     def prefix(self) -> str:
-        text = self.text(environment.PREFIX) or DEFAULT_PREFIX
+        text = self.text(environment.PREFIX)
+        if not text:
+            return DEFAULT_PREFIX
+        from ebbtide.protocol import Keys
+
         try:
             Keys(text)
         except ValueError as error:

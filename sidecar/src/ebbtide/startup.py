@@ -43,6 +43,8 @@ Start = Callable[[], AsyncIterator[object] | AbstractAsyncContextManager[object]
 
 @dataclass(frozen=True, slots=True)
 class _Step:
+    """One step as it was registered."""
+
     name: str
     stage: Stage
     function: Callable[[], object]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, TypeVar
@@ -32,6 +31,8 @@ async def supervised(
         policy: How often, and after which pauses.
         timeout_s: Limit of each run, in seconds; None: none.
     """
+    import random
+
     restarts = Restarts(policy)
     while True:
         try:

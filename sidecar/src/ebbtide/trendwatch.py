@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from typing import TYPE_CHECKING
 
-from ebbtide.trend import Shape, Trend, classify
+if TYPE_CHECKING:
+    from ebbtide.trend import Trend
 
 logger = logging.getLogger("ebbtide")
 
@@ -18,9 +20,9 @@ CALM = 30
 of it shall not be told that it is over until it is."""
 
 ADVICE = {
-    Shape.GROWTH: "more is started than ends: look at /debug/tasks for what waits longest",
-    Shape.SAWTOOTH: "work piles up and goes at once: look for what is flushed, thrown away or restarted",
-    Shape.NORMAL: "back to normal",
+    "growth": "more is started than ends: look at /debug/tasks for what waits longest",
+    "sawtooth": "work piles up and goes at once: look for what is flushed, thrown away or restarted",
+    "normal": "back to normal",
 }
 
 
@@ -34,12 +36,21 @@ class TrendWatch:
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
         self._counts: deque[int] = deque(maxlen=KEPT)
-        self._seen = Shape.NORMAL
+        self._seen = "normal"
         self._times = 0
-        self.trend = Trend(Shape.NORMAL, 0.0)
+        self._trend: Trend | None = None
+
+    @property
+    def trend(self) -> Trend:
+        """What they do."""
+        from ebbtide.trend import Shape, Trend
+
+        return self._trend or Trend(Shape.NORMAL, 0.0)
 
     def sample(self, count: int) -> None:
         """Take note of a count."""
+        from ebbtide.trend import Shape, Trend, classify
+
         self._counts.append(count)
         found = classify(tuple(self._counts), self._interval_s)
         self._times = self._times + 1 if found.shape is self._seen else 1
@@ -55,4 +66,4 @@ class TrendWatch:
                 found.growth_per_s,
                 ADVICE[shape],
             )
-        self.trend = Trend(shape, found.growth_per_s)
+        self._trend = Trend(shape, found.growth_per_s)

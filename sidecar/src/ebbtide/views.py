@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any
 
 from ebbtide.drainreport import DrainReport
-from ebbtide.dump import Question, dump, render
 from ebbtide.estimate import eta_s
-from ebbtide.exposition import Numbers
 from ebbtide.hooks import Hooks
 from ebbtide.machine import Machine
-from ebbtide.protocol import PodState, Report
 from ebbtide.registry import Registry
-from ebbtide.trend import Trend
+from ebbtide.vocabulary import PodState
+
+if TYPE_CHECKING:
+    from ebbtide.exposition import Numbers
+    from ebbtide.protocol import Report
+    from ebbtide.trend import Trend
 
 
 class Views:
@@ -46,10 +48,12 @@ class Views:
         self._trend = trend
         self._drain_report = drain_report
         self._leaks = leaks
-        self.boot_id = uuid4().hex
+        self.boot_id = os.urandom(16).hex()
 
     def report(self, sequence: int, phase_revision: int) -> Report:
         """Return what the operator is told."""
+        from ebbtide.protocol import Report
+
         machine = self._machine()
         drain = self._drain_report() if machine.state in {PodState.DRAINED, PodState.EXITING} else None
         return Report(
@@ -106,6 +110,8 @@ class Views:
         Raises:
             ValueError: A parameter cannot be used; the message names it.
         """
+        from ebbtide.dump import Question, dump, render
+
         return render(dump(self._registry, Question.of(query)))
 
     def limits(self) -> Sequence[Mapping[str, Any]]:
@@ -126,6 +132,8 @@ class Views:
 
     def numbers(self, store_connected: bool | None) -> Numbers:
         """Return what the metrics are made of; `store_connected` is None where there is no store."""
+        from ebbtide.exposition import Numbers
+
         machine = self._machine()
         started = machine.drain_started_at
         return Numbers(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebbtide.drainreport import SHOWN
-from ebbtide.protocol import MOST_DRAIN_BYTES, Outcome
+from ebbtide.vocabulary import MOST_DRAIN_BYTES, Outcome
 
 WORST_LAST = (Outcome.RETURNED, Outcome.CLEAN, Outcome.CANCELLED, Outcome.ABANDONED)
 

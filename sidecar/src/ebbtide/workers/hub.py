@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import uuid4
 
 from ebbtide.machine import Source
 from ebbtide.protocol import Order, PodState, Report
@@ -62,7 +62,7 @@ class Hub:
         group.leader = local.worker
         if before:
             # Its death is why there is a new one. The others are on their way.
-            group.leave(before, uuid4().hex)
+            group.leave(before, os.urandom(16).hex())
         self._missing = set(group.workers) - {local.worker}
         group.update(local.snapshot())
 
@@ -204,7 +204,7 @@ class Hub:
         with self._lock:
             # Not counted as dead by whoever comes next: what it did is in the copy that they get.
             self._group.update(self._local.snapshot())
-            self._group.leave(self._local.worker, uuid4().hex)
+            self._group.leave(self._local.worker, os.urandom(16).hex())
             self._group.leader = ""
         self._spread()
         self.close()
@@ -321,7 +321,7 @@ class Hub:
         self._changed()
 
     def _forget(self, worker: str) -> None:
-        last = self._group.leave(worker, uuid4().hex)
+        last = self._group.leave(worker, os.urandom(16).hex())
         if last is not None and last.awaited:
             logger.error("ebbtide: worker %d is gone with %d tasks", last.pid, last.awaited)
         self._spread_due = True

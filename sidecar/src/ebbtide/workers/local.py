@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any
 
 from ebbtide.conductor import Conductor
 from ebbtide.leakwatch import LeakWatch
 from ebbtide.machine import DrainRequested, Durations, Ordered, Reason, Source, StoreRestarted, UndrainRequested
-from ebbtide.protocol import Order
 from ebbtide.registry import Registry
 from ebbtide.views import Views
-from ebbtide.workers.snapshot import Snapshot, snapshot_of
+
+if TYPE_CHECKING:
+    from ebbtide.protocol import Order
+    from ebbtide.workers.snapshot import Snapshot
 
 
 class Local:
@@ -38,7 +39,7 @@ class Local:
         ready: Callable[[], bool],
         durations: Durations,
     ) -> None:
-        self.worker = uuid4().hex
+        self.worker = os.urandom(16).hex()
         self.durations = durations
         self.views = views
         self.conductor = conductor
@@ -49,6 +50,8 @@ class Local:
 
     def snapshot(self) -> Snapshot:
         """Look at everything; with a lot of work in flight that takes a while."""
+        from ebbtide.workers.snapshot import snapshot_of
+
         self._last = replace(
             snapshot_of(
                 self.worker,

@@ -2,6 +2,9 @@
 
 Only the worker that leads has the admin server and the agent, so a pod has one port and one report. A process that is
 alone has no thread for any of this: the socket where others would come is watched by its event loop until one does.
+
+What is imported within a method here is loaded by the start (`loading.py`): a worker that takes over does so because
+another one leaves, and that is no time to read files.
 """
 
 from __future__ import annotations
@@ -14,22 +17,25 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
-from ebbtide.admin import AdminServer, AdminView
-from ebbtide.agent import Agent
 from ebbtide.environment import CA, ENDPOINTS, WORKERS, WORKERS_SOCKET
 from ebbtide.machine import Machine, Source
-from ebbtide.protocol import Report
 from ebbtide.settings import Settings
 from ebbtide.threads import in_daemon_thread
 from ebbtide.workers.channel import Bell, Channel
-from ebbtide.workers.group import Group
-from ebbtide.workers.hub import REGROUP_S, Hub
-from ebbtide.workers.link import Link
 from ebbtide.workers.local import Local
 from ebbtide.workers.place import Place
-from ebbtide.workers.view import PodView
+
+if TYPE_CHECKING:
+    from ebbtide.admin import AdminServer, AdminView
+    from ebbtide.agent import Agent
+    from ebbtide.protocol import Report
+    from ebbtide.workers.group import Group
+    from ebbtide.workers.hub import Hub
+    from ebbtide.workers.link import Link
+    from ebbtide.workers.view import PodView
 
 logger = logging.getLogger("ebbtide")
 
@@ -53,7 +59,7 @@ class Pod:
     """
 
     def __init__(self, process: AdminView, local: Local, settings: Settings) -> None:
-        self._view = PodView(process, lambda: self._hub)
+        self._process = process
         self._local = local
         self._settings = settings
         self._place = None if settings.meeting_place is None else Place(settings.meeting_place)
@@ -72,6 +78,12 @@ class Pod:
         self._agent: Agent | None = None
         self._channel: Channel | None = None
         self.admin_port: int | None = None
+
+    @cached_property
+    def _view(self) -> PodView:
+        from ebbtide.workers.view import PodView
+
+        return PodView(self._process, lambda: self._hub)
 
     @property
     def store_connected(self) -> bool | None:
@@ -196,11 +208,21 @@ class Pod:
                 if listener is None:
                     return False
         if listener is not None:
-            self._listener = listener
-            self._hub = Hub(self._local, Group(self._local.views.boot_id), listener, self._changed)
+            self._lead(listener, None)
         return True
 
+    def _lead(self, listener: socket.socket, group: Group | None) -> Hub:
+        """Be the one that the others come to; `group`: what is known of them."""
+        from ebbtide.workers.group import Group
+        from ebbtide.workers.hub import Hub
+
+        self._listener = listener
+        self._hub = Hub(self._local, group or Group(self._local.views.boot_id), listener, self._changed)
+        return self._hub
+
     def _open_office(self, patience_s: float = 0.0) -> None:
+        from ebbtide.admin import AdminServer
+
         settings = self._settings
         if settings.has_store:
             self._agent = self._start_agent()
@@ -209,6 +231,8 @@ class Pod:
         self.admin_port = self._admin.start(patience_s)
 
     def _start_agent(self) -> Agent | None:
+        from ebbtide.agent import Agent
+
         try:
             agent = Agent(
                 self._settings,
@@ -245,6 +269,9 @@ class Pod:
 
     def _follow(self) -> None:
         """Follow one leader after the other, until this worker leads or leaves."""
+        from ebbtide.workers.hub import REGROUP_S
+        from ebbtide.workers.link import Link
+
         assert self._place is not None
         assert self._bell is not None
         patient_until = time.monotonic() + REGROUP_S
@@ -282,9 +309,7 @@ class Pod:
 
     def _take_over(self, listener: socket.socket) -> None:
         logger.info("ebbtide: this worker speaks for the pod from now on")
-        self._listener = listener
-        group = self._group() or Group(self._local.views.boot_id)
-        self._hub = hub = Hub(self._local, group, listener, self._changed)
+        hub = self._lead(listener, self._group())
         if self._link is not None:
             for until, action in self._link.take_due():
                 hub.when_done(until, action)

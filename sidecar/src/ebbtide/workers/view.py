@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ebbtide.admin import AdminView
 from ebbtide.drainreport import DrainReport
 from ebbtide.exposition import Numbers
 from ebbtide.machine import Source
-from ebbtide.protocol import PodState
-from ebbtide.workers.hub import Hub
+from ebbtide.vocabulary import PodState
 from ebbtide.workers.snapshot import merged_numbers, merged_report
+
+if TYPE_CHECKING:
+    from ebbtide.workers.hub import Hub
 
 ANSWER_S = 5.0
 """How long the other workers have to answer."""
