@@ -8,6 +8,7 @@ from ebbtide.drainreport import DrainReport
 from ebbtide.entries import Entry
 from ebbtide.errors import EbbtideError, NotRunning, Refused, StartFailed, TimedOut
 from ebbtide.findings import Finding
+from ebbtide.groups import Group
 from ebbtide.limits import Admission, Limits
 from ebbtide.protection import protect
 from ebbtide.protocol import PodState
@@ -24,6 +25,7 @@ __all__ = [
     "EbbtideError",
     "Entry",
     "Finding",
+    "Group",
     "Limits",
     "NotRunning",
     "OnCrash",
