@@ -31,6 +31,7 @@ the event loop's thread, except where it says "from any thread".
 """
 INTERNAL = {
     "Entry.__init__",
+    "Group.__init__",
     "Scope.__init__",
     *(f"Scope.{name}" for name in ("enter", "end", "task_ended", "crashed", "shed_oldest")),
 }
@@ -179,7 +180,7 @@ def _is_listed(kind: type) -> bool:
 
 
 def _is_said(base: ast.expr) -> bool:
-    return not isinstance(base, ast.Name) or base.id != "Oversight"
+    return not isinstance(base, ast.Name) or base.id not in {"Oversight", "Parent"}
 
 
 def _decorators(node: Function) -> set[str]:

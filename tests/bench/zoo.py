@@ -1,7 +1,8 @@
 """Bad citizens under a drain: `python tests/bench/zoo.py [--runs 1000]`, or `make zoo`; a minute or two.
 
-Each run has a seed, which chooses citizens, durations and what starts the drain. Two things must hold in every run: the
-process is drained within its budget, and every unit of work that was admitted is in the tally, once.
+Each run has a seed, which chooses citizens, durations and what starts the drain. Three things must hold in every run:
+the process is drained within its budget, every unit of work that was admitted is in the tally, once, and no child
+process is left behind.
 
 What a process is to do that does not end after that is another matter: tests/contract/test_watchdog.py.
 """
@@ -23,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ebbtide
@@ -58,6 +60,7 @@ class Zoo:
         self.admitted = 0
         self.over = threading.Event()
         self.children: list[int] = []
+        self.processes: list[int] = []
         self._lock = threading.Lock()
 
     def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
@@ -69,6 +72,16 @@ class Zoo:
         with suppress(ebbtide.Refused):
             self.scope.thread(function, *arguments)
             self._count()
+
+    async def process(self, *command: str) -> None:
+        try:
+            self.processes.append((await self.scope.process(*command)).pid)
+        except ebbtide.Refused:
+            return
+        except asyncio.CancelledError:
+            self._count()
+            raise
+        self._count()
 
     def _count(self) -> None:
         with self._lock:
@@ -202,6 +215,11 @@ def forks_in_flight(zoo: Zoo) -> None:
     zoo.spawn(fork())
 
 
+def ignores_sigterm_in_a_process(zoo: Zoo) -> None:
+    # What is ignored stays so over an exec.
+    zoo.spawn(zoo.process("sh", "-c", 'trap "" TERM; exec sleep 60'))
+
+
 CITIZENS: tuple[Callable[[Zoo], None], ...] = (
     works_a_little,
     crashes,
@@ -217,6 +235,7 @@ CITIZENS: tuple[Callable[[Zoo], None], ...] = (
     hangs_in_a_hook,
     raises_in_a_hook,
     forks_in_flight,
+    ignores_sigterm_in_a_process,
 )
 
 
@@ -238,11 +257,13 @@ class Outcome:
     accounted: int
     tally: dict[str, int]
     children_failed: int
+    left_behind: int
+    """Child processes that are still there, as zombies or alive."""
 
     @property
     def good(self) -> bool:
         in_time = self.took_s <= self.budget_s + self.lag_s + SLACK_S
-        return in_time and self.admitted == self.accounted and not self.children_failed
+        return in_time and self.admitted == self.accounted and not self.children_failed and not self.left_behind
 
 
 def run(seed: int) -> Outcome:
@@ -278,7 +299,12 @@ async def _run(seed: int) -> Outcome:
         accounted=sum(tally.get(outcome, 0) for outcome in RECORD),
         tally=tally,
         children_failed=sum(not _ended_well(child) for child in zoo.children),
+        left_behind=sum(map(_is_there, zoo.processes)),
     )
+
+
+def _is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def _ended_well(child: int) -> bool:

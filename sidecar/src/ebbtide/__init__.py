@@ -19,6 +19,7 @@ from ebbtide.vocabulary import PodState
 if TYPE_CHECKING:
     from ebbtide.drainreport import DrainReport
     from ebbtide.findings import Finding
+    from ebbtide.groups import Group
 
 __all__ = [
     "Admission",
@@ -26,6 +27,7 @@ __all__ = [
     "EbbtideError",
     "Entry",
     "Finding",
+    "Group",
     "Limits",
     "NotRunning",
     "OnCrash",
@@ -53,6 +55,10 @@ def __getattr__(name: str) -> Any:
         from ebbtide.findings import Finding
 
         return Finding
+    if name == "Group":
+        from ebbtide.groups import Group
+
+        return Group
     if name == "__version__":
         from importlib.metadata import version
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from ebbtide.entries import Live, task_of
+from ebbtide.entries import Entry, Live, task_of
 from ebbtide.protection import cancel_softly
 from ebbtide.registry import Registry
 
@@ -79,6 +79,8 @@ def _cancel(registry: Registry, portion: Portion, reason: str, grace_s: float) -
         # What ended while it waited for its turn may be a task that goes on without its block.
         if item.number in registry.live and not task.done() and not registry.cancelled_lately(item.number):
             registry.mark_cancelled(item)
+            if isinstance(item, Entry):
+                item.grace_s = grace_s
             cancel_softly(task, partial(_deliver, task, reason), grace_s)
     if len(portion) > CHUNK:
         asyncio.get_running_loop().call_soon(_cancel, registry, portion[CHUNK:], reason, grace_s)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Self
 
-from ebbtide.entries import Live, frames_of, kind_of, name_of, task_of
+from ebbtide.entries import KINDS, Live, frames_of, kind_of, name_of, task_of
 from ebbtide.frames import Stack, all_threads, key_of, place_of, stack_of
 from ebbtide.registry import Registry
 from ebbtide.waits import STATES, state_of, state_of_stack, state_of_thread
@@ -37,7 +37,7 @@ class Question:
         format: `text`, `json` or `collapsed` (one line for each stack, as flame graph tools read it).
         scope: Only this one and those inside it; empty: all.
         state: Only what waits for this; empty: all.
-        kind: Only `task`, `block` or `thread`; empty: all.
+        kind: Only `task`, `block`, `thread` or `process`; empty: all.
         name: Only names with this in them.
         older_s: Only what is at least that old.
         limit: Groups (text, collapsed) or tasks (JSON) that are shown at most; None: 50 groups, 1000 tasks.
@@ -58,7 +58,7 @@ class Question:
         Raises:
             ValueError: A parameter cannot be used; the message names it.
         """
-        choices = {"format": FORMATS, "state": ("", *STATES), "kind": ("", "task", "block", "thread")}
+        choices = {"format": FORMATS, "state": ("", *STATES), "kind": ("", *KINDS)}
         for name, allowed in choices.items():
             if query.get(name, allowed[0]) not in allowed:
                 raise ValueError(f"{name}: must be one of {', '.join(filter(None, allowed))}, not {query[name]!r}")

@@ -10,6 +10,7 @@ from functools import partial
 
 from ebbtide.cancelling import call_in, cancel_everywhere
 from ebbtide.drainwatch import DrainWatch
+from ebbtide.entries import kind_of
 from ebbtide.environment import EXIT_MARGIN_S
 from ebbtide.hooks import Hooks
 from ebbtide.machine import (
@@ -110,7 +111,12 @@ class Effects:
                 cancel_everywhere(self._registry, self._registry.entries(), reason, grace_s)
             case AbandonTasks():
                 self._drain_watch.look_at_stragglers()
-                self._registry.abandon(self._registry.entries(), "when the drain's budget was spent")
+                left = self._registry.entries()
+                if any(kind_of(item) == "process" for item in left):
+                    from ebbtide.processes import kill
+
+                    kill(left)
+                self._registry.abandon(left, "when the drain's budget was spent")
             case Report():
                 report = self._drain_watch.settle()
                 # Before anything is logged, which may block: the operator waits for this.

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ebbtide")
 
+KINDS = ("task", "block", "thread", "process")
+
 current_entry: ContextVar[int] = ContextVar("ebbtide_entry", default=0)
 """Number of the entry that runs here; 0: none.
 
@@ -39,19 +41,20 @@ class ManagedTask(asyncio.Task[Any]):
 
 
 class Entry:
-    """One unit of work in flight that is no managed task: a block, a thread, or a task of a foreign task factory.
+    """One unit of work in flight that is no managed task: a block, a thread, a child process, or a task made elsewhere.
 
     Attributes:
         number: Unique in this process, counting up.
-        kind: `task`, `block` or `thread`.
+        kind: `task`, `block`, `thread` or `process`.
         name: For people.
         meta: What the caller said about it.
         started_at: Monotonic seconds.
         task: What is cancelled for it; None for work in a thread, which cannot be.
         thread: Identity of the thread that it runs in, where that is not a task's; 0: none, or not yet.
+        grace_s: Seconds that its last cancel left it for its end; None: it was not cancelled, or for a time limit.
     """
 
-    __slots__ = ("kind", "meta", "name", "number", "scope", "started_at", "task", "thread")
+    __slots__ = ("grace_s", "kind", "meta", "name", "number", "scope", "started_at", "task", "thread")
 
     def __init__(self, number: int, kind: str, name: str, scope: Scope, meta: Mapping[str, Any] | None) -> None:
         self.number = number
@@ -62,6 +65,7 @@ class Entry:
         self.started_at = monotonic()
         self.task: asyncio.Task[Any] | None = None
         self.thread = 0
+        self.grace_s: float | None = None
 
 
 Live = ManagedTask | Entry
@@ -99,7 +103,7 @@ def task_of(item: Live) -> asyncio.Task[Any] | None:
 
 
 def kind_of(item: Live) -> str:
-    """Return `task`, `block` or `thread`."""
+    """Return one of `KINDS`."""
     return "task" if isinstance(item, ManagedTask) else item.kind
 
 
@@ -125,7 +129,9 @@ def outcome_of(task: asyncio.Task[Any], item: Live) -> str:
     if error is None:
         return "finished"
     if isinstance(error, TimedOut):
-        logger.warning("ebbtide: task %s of %s timed out: %r", name_of(item), item.scope.name, item.meta or {})
+        logger.warning(
+            "ebbtide: %s %s of %s timed out: %r", kind_of(item), name_of(item), item.scope.name, item.meta or {}
+        )
         return "timed_out"
     log_crash(item, error)
     return "failed"

@@ -31,6 +31,7 @@ async def load(settings: Settings) -> None:
 def _wanted(settings: Settings) -> Iterator[str]:
     """Yield modules, each after the larger ones that it imports."""
     yield from ("random", "statistics", "ebbtide.trend", "ebbtide.outsiders", "ebbtide.suspects", "ebbtide.dump")
+    yield from ("ebbtide.groups", "ebbtide.processes")
     yield from ("email.parser", "http.client", "http.server", "ebbtide.exposition", "ebbtide.protocol")
     yield from ("ebbtide.admin", "ebbtide.workers.view")
     if settings.meeting_place is not None:

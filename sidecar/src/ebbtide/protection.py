@@ -96,3 +96,8 @@ def cancel_softly(task: asyncio.Task[Any], deliver: Callable[[], None], grace_s:
         deliver()
     else:
         protection.hold(deliver, grace_s * SHARE)
+
+
+def is_protected(task: asyncio.Task[Any]) -> bool:
+    """Say whether a task protects itself now."""
+    return task in _protecting

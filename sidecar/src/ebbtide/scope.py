@@ -28,6 +28,7 @@ from ebbtide.entries import (
 from ebbtide.errors import Refused
 from ebbtide.frames import Step, caller
 from ebbtide.limits import Admission, Limits, tighter
+from ebbtide.parent import Parent
 from ebbtide.registry import Registry
 from ebbtide.restarts import OnCrash, Restart
 from ebbtide.starting import adopt, start
@@ -45,7 +46,7 @@ REMEMBERED = 200
 _set_current = current_entry.set
 
 
-class Scope:
+class Scope(Parent):
     """Where work starts. Get one from `Runtime.scope`, and narrower ones from its own `scope`.
 
     Attributes:

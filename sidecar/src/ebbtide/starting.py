@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import get_running_loop
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
 from functools import partial
 from threading import get_ident
@@ -67,6 +67,45 @@ def start(
         registry.withdraw(number)
         scope.gate.leave(number, "cancelled")
         raise
+    return task
+
+
+def start_entry(
+    entry: Entry,
+    coroutine: Coroutine[Any, Any, T],
+    limit_s: float | None,
+    context: Context,
+    make: Callable[[Coroutine[Any, Any, T]], asyncio.Task[T]],
+    ended: Callable[[asyncio.Task[T]], None],
+) -> asyncio.Task[T]:
+    """Start the task of an admitted entry by what makes tasks there; the coroutine is closed where that fails.
+
+    Args:
+        entry: Whose task it is.
+        coroutine: What to run; closed also when the task has ended, which may be before its first step.
+        limit_s: Seconds that it may take; None: no limit.
+        context: Of its own; `ended` is called in it as well, so that a crash is logged with its trace id.
+        make: Makes the task, called within the context.
+        ended: Called when it has ended, a turn of the loop later; counts that.
+
+    Returns:
+        The task, which is to be the entry's.
+    """
+    scope, number = entry.scope, entry.number
+    scope.registry.live[number] = entry
+    running = coroutine if limit_s is None else TimeLimit(scope.registry, number, limit_s).run(coroutine)
+    try:
+        context.run(current_entry.set, number)
+        task = context.run(make, running)
+    except BaseException:
+        running.close()
+        coroutine.close()
+        scope.registry.withdraw(number)
+        scope.gate.leave(number, "cancelled")
+        raise
+    if running is not coroutine:
+        task.add_done_callback(partial(_close, coroutine))
+    task.add_done_callback(ended, context=context)
     return task
 
 

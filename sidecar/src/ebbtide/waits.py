@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextvars import Context
 from typing import Any
 
-from ebbtide.entries import Live, task_of
+from ebbtide.entries import Live, kind_of, task_of
 from ebbtide.frames import ASYNCIO, STANDARD, Stack
 
 RUNNING, READY = "running", "ready"
@@ -56,6 +56,8 @@ _THREADS_BY_NAME = {
 def state_of(item: Live, by_stack: str) -> str:
     """Return what an entry waits for, one of `STATES`; `by_stack`: what `state_of_stack` or the like said."""
     task = task_of(item)
+    if kind_of(item) == "process":
+        return SUBPROCESS
     if task is None:
         return by_stack
     waiter = getattr(task, "_fut_waiter", None)
