@@ -61,10 +61,13 @@ async def refuse(send: Send, retry_after_s: float, *, close: bool, unread: Recei
         close: Whether the connection ends with it.
         unread: The server's `receive`, where there may be a body that nobody has read.
     """
-    headers = [(b"content-length", b"0"), retry_after(retry_after_s), *([CLOSE] if close else [])]
+    headers = [retry_after(retry_after_s), *([CLOSE] if close else [])]
+    if unread is None:
+        headers.append((b"content-length", b"0"))
     await send({"type": "http.response.start", "status": SERVICE_UNAVAILABLE, "headers": headers})
     if unread is not None:
-        # All of the answer is out now, and only its end is held back.
+        # The status is out now, and the end is held back. Without a length, by which some servers would see that
+        # nothing more comes, and close.
         await send({"type": "http.response.body", "body": b"", "more_body": True})
         await _discard(unread)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
