@@ -7,7 +7,7 @@ import pytest
 
 from ebbtide import Refused
 from ebbtide.asgi import DrainMiddleware, OnDrain
-from ebbtide.asgi.soft import AT_ONCE
+from ebbtide.asgi.soft import AT_ONCE, Endings
 from tests.unit.library.asgi_server import CONNECT, Exchange, Message, websocket
 from tests.unit.library.runtimes import a_runtime, until
 
@@ -128,6 +128,17 @@ async def test_a_crowd_is_closed_to_the_last_one() -> None:
             exchange.arrive({"type": "websocket.disconnect", "code": 1012})
             await exchange.done()
         await runtime.wait_exit()
+
+
+async def test_a_forked_child_does_not_close_the_websockets_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Parents:
+        def end(self) -> None:
+            raise AssertionError
+
+    endings = Endings()
+    endings.add(Parents(), late=False)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    endings.end_all()
 
 
 @pytest.mark.parametrize("by_path", [True, False])

@@ -20,11 +20,11 @@ from ebbtide.asgi.answers import (
 )
 from ebbtide.asgi.lifespan import Lifespan
 from ebbtide.asgi.soft import ClosedForRestart, Endings, OnDrain, Response, Websocket
+from ebbtide.block import Block
 from ebbtide.errors import Refused
 from ebbtide.runtime import Runtime
 
 if TYPE_CHECKING:
-    from ebbtide.block import Block
     from ebbtide.scope import Scope
 
 HEALTH_PATHS = frozenset({"/health", "/healthz", "/livez", "/ping", "/readyz"})
@@ -76,6 +76,7 @@ class DrainMiddleware:
         self._app = app
         self._runtime = runtime
         self._requests = runtime.scope("http") if scope is None else scope
+        self._registry = self._requests.registry
         # None where no request needs to be looked at for it, which is the usual case.
         self._http = None if http == OnDrain.FINISH else _policy(http)
         self._websocket = _policy(websocket)
@@ -112,7 +113,8 @@ class DrainMiddleware:
                     message = closing(message)
             return send(message)
 
-        block = self._requests.track(path)
+        # `Scope.track`, spelled out.
+        block = Block(self._registry, self._requests, path, None)
         try:
             block.__enter__()
         except Refused as refused:

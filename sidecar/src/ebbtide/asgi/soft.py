@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Protocol
@@ -38,9 +39,11 @@ class Endings:
 
     def __init__(self) -> None:
         self._open: dict[Ending, None] = {}
+        self._process = os.getpid()
 
     def add(self, connection: Ending, *, late: bool) -> None:
         """Take one in; `late`: the time has come already."""
+        self._forget_those_of_the_parent()
         self._open[connection] = None
         if late:
             connection.end()
@@ -50,7 +53,14 @@ class Endings:
 
     def end_all(self) -> None:
         """Ask all of them, some at a time; in the loop."""
+        self._forget_those_of_the_parent()
         self._end(list(self._open))
+
+    def _forget_those_of_the_parent(self) -> None:
+        # A forked child has its parent's sockets, and must not speak on them.
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._open = {}
 
     def _end(self, connections: list[Ending]) -> None:
         for connection in connections[:AT_ONCE]:
