@@ -109,7 +109,7 @@ class DrainMiddleware:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                if runtime.draining and is_http1(scope):
+                if runtime._effects.draining and is_http1(scope):  # noqa: SLF001 (the property would cost a call)
                     message = closing(message)
             return send(message)
 
