@@ -68,12 +68,17 @@ soak: venv ## Spawn, cancel, drain, undrain for 5 minutes: memory and every cont
 ##@ Figures
 
 .PHONY: bench
-bench: bench-library bench-import bench-trend bench-store bench-rollout ## All figures below, each against the plain alternative in the same run
+bench: bench-library bench-import bench-restart bench-trend bench-store bench-rollout ## All figures below, each against the plain alternative in the same run
 
 .PHONY: bench-library
-bench-library: venv ## A spawned task against create_task and TaskGroup; the stall of a dump of 100,000 tasks (about a minute)
+bench-library: venv ## A spawned task against create_task and TaskGroup; the stall of a dump of 100,000 tasks; a request through the ASGI middleware (about a minute)
 	$(PY) tests/bench/hot_path.py
 	$(PY) tests/bench/dump_stall.py
+	$(PY) -m tests.bench.asgi
+
+.PHONY: bench-restart
+bench-restart: venv ## Requests that fail during rolling restarts: plain uvicorn, preStop sleep, ebbtide without and with preStop (about 8 min)
+	$(PY) -m tests.bench.rolling_restart
 
 .PHONY: bench-import
 bench-import: venv ## What an import of the library and the start of a runtime cost, in fresh interpreters (20 s for each Python)

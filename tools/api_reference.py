@@ -14,9 +14,11 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ebbtide
+import ebbtide.asgi
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OUTPUT = REPOSITORY / "docs/library/api.md"
@@ -26,8 +28,8 @@ _HEAD = """\
 
 # API reference
 
-All of this is imported from `ebbtide`, and nothing else is promised to stay. Durations and ages are seconds. Call it in
-the event loop's thread, except where it says "from any thread".
+All of this is imported from `ebbtide`, or from `ebbtide.asgi` where that is said, and nothing else is promised to stay.
+Durations and ages are seconds. Call it in the event loop's thread, except where it says "from any thread".
 """
 INTERNAL = {
     "Entry.__init__",
@@ -48,9 +50,17 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def render() -> str:
     """Return the page."""
-    names = sorted(ebbtide.__all__, key=lambda name: (not inspect.isclass(getattr(ebbtide, name)), name.lower()))
-    index = " · ".join(f"[{name}](#{name.lower()})" for name in names)
-    return "\n".join([_HEAD, index, *(line for name in names for line in _entry(name, getattr(ebbtide, name)))]) + "\n"
+    pages = [(module, _names(module)) for module in (ebbtide, ebbtide.asgi)]
+    index = " · ".join(f"[{name}](#{name.lower()})" for _, names in pages for name in names)
+    entries = [line for module, names in pages for name in names for line in _entry(name, getattr(module, name))]
+    return "\n".join([_HEAD, index, *entries]) + "\n"
+
+
+def _names(module: ModuleType) -> list[str]:
+    """Return what a module promises, classes first; constants are told where they are used."""
+    named = {name: getattr(module, name) for name in module.__all__}
+    told = [name for name, thing in named.items() if inspect.isclass(thing) or inspect.isfunction(thing)]
+    return sorted(told, key=lambda name: (not inspect.isclass(named[name]), name.lower()))
 
 
 def markdown(docstring: str) -> str:
@@ -97,7 +107,8 @@ def _class(name: str, documented: type, node: ast.ClassDef) -> Iterator[str]:
     functions = {member.name: member for member in reversed(members) if isinstance(member, Function)}
     made = None if f"{name}.__init__" in INTERNAL else functions.get("__init__")
     bases = ", ".join(ast.unparse(base) for base in node.bases if _is_said(base))
-    lines = [f"class {name}{f'({bases})' if bases else ''}{_arguments(made) if made else ''}"]
+    lines = ["# from ebbtide.asgi"] if documented.__module__.startswith(ebbtide.asgi.__name__) else []
+    lines += [f"class {name}{f'({bases})' if bases else ''}{_arguments(made) if made else ''}"]
     lines += [f"    {ast.unparse(member)}" for member in members if _is_field(member)]
     yield from _described("\n".join(lines), node)
     fields = list(_documented(members))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
+from asyncio import CancelledError, current_task
 from collections.abc import Mapping
+from threading import get_ident
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ebbtide.entries import Entry, current_entry
 from ebbtide.errors import Refused
-from ebbtide.registry import Registry
+from ebbtide.registry import FEW, SAMPLED, Registry
 
 if TYPE_CHECKING:
     from ebbtide.scope import Scope
@@ -43,10 +44,14 @@ class Block(Entry):
             except Refused:
                 registry.blocks.discard(number)
                 raise
-        try:
-            self.task = asyncio.current_task()
-        except RuntimeError:  # no loop in this thread
-            self.task = None
+        if get_ident() == registry.home:
+            # Cheaper than asking for the loop that runs, for which asyncio looks up the process id first.
+            self.task = current_task(registry.loop)
+        else:
+            try:
+                self.task = current_task()
+            except RuntimeError:  # no loop in this thread
+                self.task = None
         self._before = current_entry.get()
         current_entry.set(number)
         return self
@@ -57,9 +62,26 @@ class Block(Entry):
         # Restored by value: in an async generator the token belongs to another context.
         current_entry.set(self._before)
         self.task = None
+        registry, number = self._registry, self.number
         if kind is None:
-            self.scope.durations.append(monotonic() - self.started_at)
-            self._registry.end(self.number, "finished", None)
+            live = registry.live
+            if not number & SAMPLED or len(live) < FEW:
+                self.scope.durations.append(monotonic() - self.started_at)
+            if (
+                registry.intake_open
+                and number in live
+                and not registry.marks
+                and not registry.abandoned
+                and get_ident() == registry.home
+            ):
+                # The usual end in the fewest steps: `Registry.end` spelled out, as for tasks.
+                registry._finished += 1  # noqa: SLF001 (a call would cost more than all the rest)
+                del live[number]
+                registry.blocks.discard(number)
+                # Intake may have closed since it was looked at above.
+                if not registry.intake_open and not live:
+                    registry._on_empty()  # noqa: SLF001
+                return
+            registry.end(number, "finished", None)
         else:
-            outcome = "cancelled" if issubclass(kind, asyncio.CancelledError) else "failed"
-            self._registry.end(self.number, outcome, None)
+            registry.end(number, "cancelled" if issubclass(kind, CancelledError) else "failed", None)

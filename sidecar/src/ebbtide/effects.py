@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from ebbtide.cancelling import call_in, cancel_everywhere
@@ -44,6 +44,7 @@ class Effects:
         tell: Tells the operator that something changed.
         give_up_start: Called in the loop where the process is told to leave before it has started.
         exit_when_due: Calls what it is given once the process may exit.
+        at_closing: Called in the loop whenever intake has been closed.
 
     Attributes:
         ready: Whether readiness probes are answered with success.
@@ -61,6 +62,7 @@ class Effects:
         tell: Callable[[], None],
         give_up_start: Callable[[], None],
         exit_when_due: Callable[[Machine, Callable[[], None]], None],
+        at_closing: Sequence[Callable[[], object]] = (),
     ) -> None:
         self.ready = False
         self.draining = False
@@ -74,6 +76,7 @@ class Effects:
         self._tell = tell
         self._give_up_start = give_up_start
         self._exit_when_due = exit_when_due
+        self._at_closing = at_closing
         self._exiting = False
         self._deadline_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -102,6 +105,8 @@ class Effects:
                 self._set_draining(draining=machine.draining)
             case CloseIntake():
                 self._registry.close_intake()
+                for function in self._at_closing:
+                    call_in(self._loop, function)
             case OpenIntake():
                 self._registry.intake_open = True
             case CancelTasks(reason):

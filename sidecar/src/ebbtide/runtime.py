@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -65,6 +65,7 @@ class Runtime(Oversight):
         self._scopes: weakref.WeakValueDictionary[str, Scope] = weakref.WeakValueDictionary()
         self._drain_hooks = Hooks("drain")
         self._exit_hooks = Hooks("exit")
+        self._at_closing: list[Callable[[], object]] = []
         self._start_up = StartUp(self._exit_hooks)
         self._begin()
         _alive.add(self)
@@ -94,6 +95,7 @@ class Runtime(Oversight):
             tell=lambda: self._pod.edge(),  # noqa: PLW0108 (the pod is made last: it needs what this makes)
             give_up_start=self._start_up.give_up,
             exit_when_due=lambda machine, leave: self._pod.exit_when_due(machine, leave),  # noqa: PLW0108 (likewise)
+            at_closing=self._at_closing,
         )
         self._conductor = Conductor(
             Machine(defaults=durations),
@@ -259,6 +261,13 @@ class Runtime(Oversight):
         together have the drain's budget.
         """
         self._drain_hooks.add(hook, timeout_s)
+
+    def on_intake_closed(self, function: Callable[[], object]) -> None:
+        """Call a plain function in the loop whenever intake closes, which is when the quiesce time of a drain is over.
+
+        For what goes on by itself and is to end now, before anything is cancelled: long streams, consumers.
+        """
+        self._at_closing.append(function)
 
     def on_exit(self, hook: Hook, *, timeout_s: float = HOOK_S) -> None:
         """Call a function or a coroutine function after the drain, the last registered first; as in `on_drain`.

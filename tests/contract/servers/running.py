@@ -129,22 +129,22 @@ CELERY = Server(
 def start_broken(server: Server, folder: Path) -> tuple[str, list[str]]:
     """Run a server whose application cannot start; return how it ended, and the notes."""
     notes = folder / "notes"
-    with (folder / "log").open("w") as log, _running(server, _free_port(), _free_port(), log, BROKEN="1") as process:
+    with (folder / "log").open("w") as log, running(server, free_port(), free_port(), log, BROKEN="1") as process:
         code = process.wait(GIVE_UP_S)
-    return _spoken(code), _lines(notes)
+    return spoken(code), lines(notes)
 
 
 def observe(server: Server, trigger: Trigger, folder: Path) -> Seen:
     """Run one server once."""
-    port, admin_port = _free_port(), _free_port()
+    port, admin_port = free_port(), free_port()
     (folder / "queue").mkdir()
-    with (folder / "log").open("w") as log, _running(server, port, admin_port, log) as process:
+    with (folder / "log").open("w") as log, running(server, port, admin_port, log) as process:
         clients: Clients = Publisher(folder / "queue") if server is CELERY else Browser(port)
         return _observe(process, trigger, clients, admin_port, folder / "notes")
 
 
 @contextlib.contextmanager
-def _running(server: Server, port: int, admin_port: int, log: TextIO, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(server: Server, port: int, admin_port: int, log: TextIO, **more: str) -> Iterator[subprocess.Popen[bytes]]:
     folder = Path(log.name).parent
     (folder / "notes").touch()
     environment = {
@@ -193,12 +193,12 @@ class Browser:
         return True
 
     def ask(self, name: str, seconds: float) -> str:
-        return _get(self.port, f"/?name={name}&seconds={seconds}")
+        return get(self.port, f"/?name={name}&seconds={seconds}")
 
     def arrive(self) -> str:
         until = time.monotonic() + 0.8 * QUIESCE_S
         while time.monotonic() < until:
-            answer = _get(self.port, "/?name=arriving&seconds=0", timeout_s=1.0)
+            answer = get(self.port, "/?name=arriving&seconds=0", timeout_s=1.0)
             if answer != "200":
                 # A listener that closes refuses some connections, resets others, and forgets some.
                 return "not served"
@@ -236,13 +236,13 @@ def _observe(
     process: subprocess.Popen[bytes], trigger: Trigger, clients: Clients, admin_port: int, notes: Path
 ) -> Seen:
     with ThreadPoolExecutor(3) as threads:
-        _wait(lambda: _get(admin_port, "/readyz") == "200" and clients.can_ask(), "the server is ready", process)
+        wait(lambda: get(admin_port, "/readyz") == "200" and clients.can_ask(), "the server is ready", process)
         in_time = threads.submit(clients.ask, "in-time", IN_TIME_S)
         long = threads.submit(clients.ask, "long", LONG_S)
-        _wait(lambda: {"in-time began", "long began"} <= set(_lines(notes)), "both requests have begun", process)
+        wait(lambda: {"in-time began", "long began"} <= set(lines(notes)), "both requests have begun", process)
         arriving = _pull(process, trigger, clients, admin_port, threads)
         code = process.wait(GIVE_UP_S)
-        said = _lines(notes)
+        said = lines(notes)
         if isinstance(clients, Publisher) and not arriving:
             arriving = clients.what_became_of_it(said)
         drain = next((line for line in said if line.startswith("drained ")), "none").removeprefix("drained ")
@@ -251,7 +251,7 @@ def _observe(
             arriving=arriving,
             in_time=_fate("in-time", said, in_time.result()),
             long=_fate("long", said, long.result()),
-            code=_spoken(code),
+            code=spoken(code),
         )
 
 
@@ -261,7 +261,7 @@ def _pull(
     """Give the reason to end; return what becomes of requests that arrive meanwhile."""
     number = signal.SIGINT if trigger in {Trigger.SIGINT, Trigger.SIGINT_TWICE} else signal.SIGTERM
     if trigger is Trigger.PRESTOP:
-        hook = threads.submit(_get, admin_port, "/drain?start=prestop&wait=20")
+        hook = threads.submit(get, admin_port, "/drain?start=prestop&wait=20")
         arriving = clients.arrive()
         hook.result()
         process.send_signal(number)
@@ -269,7 +269,7 @@ def _pull(
     process.send_signal(number)
     if trigger in {Trigger.SIGTERM_TWICE, Trigger.SIGINT_TWICE}:
         # Two that come together are one to the kernel: the second waits until the first was understood.
-        _wait(lambda: _get(admin_port, "/readyz") != "200" or not clients.can_ask(), "it begins to end", process)
+        wait(lambda: get(admin_port, "/readyz") != "200" or not clients.can_ask(), "it begins to end", process)
         process.send_signal(number)
         return "-"
     return clients.arrive()
@@ -285,11 +285,11 @@ def _fate(name: str, said: list[str], answer: str) -> str:
     return f"{fate}, {answer}" if answer else fate
 
 
-def _spoken(code: int) -> str:
+def spoken(code: int) -> str:
     return str(code) if code >= 0 else signal.Signals(-code).name
 
 
-def _get(port: int, path: str, timeout_s: float = GIVE_UP_S) -> str:
+def get(port: int, path: str, timeout_s: float = GIVE_UP_S) -> str:
     """Return the status of the answer, or why there was none."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
@@ -305,7 +305,7 @@ def _get(port: int, path: str, timeout_s: float = GIVE_UP_S) -> str:
     return str(answer.status)
 
 
-def _wait(condition: Callable[[], bool], what: str, process: subprocess.Popen[bytes]) -> None:
+def wait(condition: Callable[[], bool], what: str, process: subprocess.Popen[bytes]) -> None:
     give_up_at = time.monotonic() + GIVE_UP_S
     while not condition():
         assert process.poll() is None, f"ended with {process.returncode} before {what}"
@@ -313,11 +313,11 @@ def _wait(condition: Callable[[], bool], what: str, process: subprocess.Popen[by
         time.sleep(0.02)
 
 
-def _lines(notes: Path) -> list[str]:
+def lines(notes: Path) -> list[str]:
     return notes.read_text().splitlines()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port: int = taken.getsockname()[1]
         return port

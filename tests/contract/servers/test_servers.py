@@ -19,9 +19,9 @@ AT_ONCE = 6
 """Servers that run at the same time: they mostly wait."""
 
 
-def rows_under(heading: str) -> dict[tuple[str, ...], tuple[str, ...]]:
+def rows_under(heading: str, page: str = PAGE) -> dict[tuple[str, ...], tuple[str, ...]]:
     """Return the table under a heading of the page: the first two cells of each row, and the others."""
-    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    section = page.split(f"\n## {heading}\n")[1].split("\n## ", maxsplit=1)[0]
     cells = [
         tuple(cell.strip().strip("`") for cell in line.strip("|").split("|"))
         for line in section.splitlines()

@@ -15,7 +15,14 @@ def test_everything_public_is_in_it_and_documented() -> None:
     page = api_reference.render()
     sections = dict(re.findall(r"^##+ (\S+)\n\n```py\n.*?\n```\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
     assert set(ebbtide.__all__) <= set(sections)
-    for name in ("Runtime.scope", "Runtime.cancel", "Runtime.dump", "Scope.spawn", "Settings.from_env"):
+    for name in (
+        "Runtime.scope",
+        "Runtime.cancel",
+        "Runtime.dump",
+        "Scope.spawn",
+        "Settings.from_env",
+        "DrainMiddleware",
+    ):
         assert name in sections
     assert [name for name, text in sections.items() if not text.strip()] == []
 

@@ -42,6 +42,24 @@ async def test_intake_stays_open_while_endpoints_propagate() -> None:
         await until(lambda: runtime.ready)
 
 
+async def test_who_asks_for_it_is_told_in_the_loop_whenever_intake_closes() -> None:
+    def told() -> None:
+        assert asyncio.get_running_loop() is loop
+        seen.append(None)
+
+    loop = asyncio.get_running_loop()
+    seen: list[None] = []
+    async with a_runtime(quiesce_s=0.01) as runtime:
+        runtime.on_intake_closed(told)
+        for times in (1, 2):
+            runtime.drain("test", leave=False)
+            await until(lambda: not runtime.intake_open)
+            runtime.undrain()
+            await until(lambda: runtime.intake_open and runtime.state is PodState.SERVING)
+            await asyncio.sleep(0)
+            assert len(seen) == times
+
+
 async def test_an_undrained_process_serves_again() -> None:
     async with a_runtime() as runtime:
         scope = runtime.scope("orders")
