@@ -240,9 +240,12 @@ class Outcome:
     children_failed: int
 
     @property
+    def in_time(self) -> bool:
+        return self.took_s <= self.budget_s + self.lag_s + SLACK_S
+
+    @property
     def good(self) -> bool:
-        in_time = self.took_s <= self.budget_s + self.lag_s + SLACK_S
-        return in_time and self.admitted == self.accounted and not self.children_failed
+        return self.in_time and self.admitted == self.accounted and not self.children_failed
 
 
 def run(seed: int) -> Outcome:

@@ -24,6 +24,10 @@ INNERMOST = 12
 TIMED = (PodState.QUIESCING, PodState.DRAINING, PodState.CANCELLING)
 
 
+_Ended = tuple[float, int, float, str, Live]
+"""How long it held the drain, its number, its age, how it ended, itself: no two of one number are compared."""
+
+
 @dataclass(slots=True)
 class _Course:
     """One drain, from its start on. Times are monotonic seconds."""
@@ -38,7 +42,7 @@ class _Course:
     state: PodState
     since: float
     took_s: dict[PodState, float] = field(default_factory=dict)
-    slowest: list[tuple[float, int, Finisher]] = field(default_factory=list)
+    slowest: list[_Ended] = field(default_factory=list)
     stragglers: dict[int, Straggler] = field(default_factory=dict)
     stragglers_in_all: int = 0
     forced: bool = False
@@ -104,6 +108,7 @@ class DrainWatch:
             return None
         self._registry.on_end = None
         course.over = self._report(course)
+        course.slowest.clear()  # the report has their names: nobody needs to keep what they returned
         return course.over
 
     def report(self) -> DrainReport | None:
@@ -146,9 +151,9 @@ class DrainWatch:
                 course.stragglers[item.number] = replace(straggler, outcome=outcome)
             if len(course.slowest) == SLOWEST and held_s <= course.slowest[0][0]:
                 return
-            finisher = Finisher(name_of(item), kind_of(item), item.scope.name, age_s, held_s, outcome)
+            # No more than this: whoever ends last was the slowest so far, so in a crowd it may be everyone.
             push = heapq.heappush if len(course.slowest) < SLOWEST else heapq.heapreplace
-            push(course.slowest, (held_s, item.number, finisher))
+            push(course.slowest, (held_s, item.number, age_s, outcome, item))
 
     def _report(self, course: _Course) -> DrainReport:
         now = time.monotonic()
@@ -162,7 +167,7 @@ class DrainWatch:
         if course.ended_at is None:
             took_s[course.state] = now - course.since
         with self._lock:
-            slowest = [finisher for _, _, finisher in sorted(course.slowest, reverse=True)]
+            slowest = [_finisher(ended) for ended in sorted(course.slowest, reverse=True)]
             stragglers = [
                 replace(late, outcome=late.outcome or ("abandoned" if number in self._registry.abandoned else None))
                 for number, late in course.stragglers.items()
@@ -195,6 +200,11 @@ def _outcome(course: _Course, counts: Mapping[str, int]) -> Outcome | None:
     if counts.get("abandoned"):
         return Outcome.ABANDONED
     return Outcome.CANCELLED if course.forced else Outcome.CLEAN
+
+
+def _finisher(ended: _Ended) -> Finisher:
+    held_s, _, age_s, outcome, item = ended
+    return Finisher(name_of(item), kind_of(item), item.scope.name, age_s, held_s, outcome)
 
 
 def _straggler(item: Live, now: float, threads: Mapping[int, FrameType]) -> Straggler:
