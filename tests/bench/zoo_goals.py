@@ -1,4 +1,4 @@
-"""What a smaller zoo says of goals G16 and G17: `python -m tests.bench.zoo_goals`, 40 s; `make zoo` runs the thousand."""
+"""What a smaller zoo says of goals G16 and G17: `python -m tests.bench.zoo_goals`, 40 s; `make zoo` runs 1,000."""
 
 from __future__ import annotations
 
