@@ -43,14 +43,14 @@ class Group:
     @property
     def most_s(self) -> float:
         """Seconds after which it is given up."""
-        return max(120.0, 5 * self.about_s)
+        return max(300.0, 6 * self.about_s)
 
 
 GROUPS = (
     Group("hot_path", ("G1", "G2", "G3", "G4", "G5", "G12"), 60),
     Group("asgi", ("G6",), 10),
     Group("live_memory", ("G7",), 10),
-    Group("cancel_crowd", ("G8", "G9"), 70),
+    Group("cancel_crowd", ("G8", "G9"), 90),
     Group("published", ("G10",), 5),
     Group("order_latency", ("G11",), 10, home_only=True),
     Group("dump_stall", ("G13",), 20),
