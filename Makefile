@@ -59,7 +59,7 @@ test-cluster: venv ## The real cluster, faults included; EBBTIDE_KEEP_CLUSTER=1 
 
 .PHONY: zoo
 zoo: venv ## 1,000 seeded drains among bad citizens: all within budget, nothing unaccounted for (about 3 min)
-	$(PY) tests/bench/zoo.py
+	$(PY) -m tests.bench.zoo
 
 .PHONY: soak
 soak: venv ## Spawn, cancel, drain, undrain for 5 minutes: memory and every container flat
@@ -68,13 +68,11 @@ soak: venv ## Spawn, cancel, drain, undrain for 5 minutes: memory and every cont
 ##@ Figures
 
 .PHONY: bench
-bench: bench-library bench-import bench-restart bench-trend bench-store bench-rollout ## All figures below, each against the plain alternative in the same run
+bench: bench-library bench-restart bench-trend bench-store bench-rollout ## All figures below, each against the plain alternative in the same run
 
 .PHONY: bench-library
-bench-library: venv ## A spawned task against create_task and TaskGroup; the stall of a dump of 100,000 tasks; a request through the ASGI middleware (about a minute)
-	$(PY) tests/bench/hot_path.py
-	$(PY) tests/bench/dump_stall.py
-	$(PY) -m tests.bench.asgi
+bench-library: venv ## Goals G1 to G18 of the library on every Python at hand, each beside its target (about 5 min for each Python; PYTHONS=3.11: only that; GOALS=G8,G9: only those)
+	$(PY) -m tests.bench.goals --python "$(PYTHONS)" --only "$(GOALS)"
 
 .PHONY: bench-restart
 bench-restart: venv ## Requests that fail during rolling restarts: plain uvicorn, preStop sleep, ebbtide without and with preStop (about 8 min)

@@ -261,9 +261,12 @@ class Outcome:
     """Child processes that are still there, as zombies or alive."""
 
     @property
+    def in_time(self) -> bool:
+        return self.took_s <= self.budget_s + self.lag_s + SLACK_S
+
+    @property
     def good(self) -> bool:
-        in_time = self.took_s <= self.budget_s + self.lag_s + SLACK_S
-        return in_time and self.admitted == self.accounted and not self.children_failed and not self.left_behind
+        return self.in_time and self.admitted == self.accounted and not self.children_failed and not self.left_behind
 
 
 def run(seed: int) -> Outcome:

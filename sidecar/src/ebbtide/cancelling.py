@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,8 +18,6 @@ logger = logging.getLogger("ebbtide")
 CHUNK = 250
 """Tasks cancelled in one turn of the loop: a hundred thousand at once would stop it for most of a second."""
 
-Portion = Sequence[tuple[Live, asyncio.Task[Any]]]
-
 
 def cancel_everywhere(registry: Registry, entries: Sequence[Live], reason: str, grace_s: float) -> None:
     """Cancel entries, from any thread; a loop that is blocked does it when it goes on.
@@ -30,16 +28,18 @@ def cancel_everywhere(registry: Registry, entries: Sequence[Live], reason: str, 
         reason: For the tasks, and for who reads their errors.
         grace_s: Seconds that they have for their end.
     """
-    by_loop: defaultdict[asyncio.AbstractEventLoop, list[tuple[Live, asyncio.Task[Any]]]] = defaultdict(list)
-    for item, task in _tasks_of(entries):
-        by_loop[task.get_loop()].append((item, task))
-    for loop, portion in by_loop.items():
-        call_in(loop, partial(_cancel, registry, portion, reason, grace_s))
+    by_loop: defaultdict[asyncio.AbstractEventLoop, list[Live]] = defaultdict(list)
+    for item in entries:
+        task = task_of(item)
+        if task is not None:
+            by_loop[task.get_loop()].append(item)
+    for loop, crowd in by_loop.items():
+        call_in(loop, partial(_cancel, registry, crowd, reason, grace_s))
 
 
 def cancel_here(registry: Registry, chosen: Sequence[Live], reason: str) -> None:
     """Cancel entries of the loop that runs this thread."""
-    _cancel(registry, _tasks_of(chosen), reason, registry.grace_s)
+    _cancel(registry, chosen, reason, registry.grace_s)
 
 
 def cancel_by_id(registry: Registry, number: int, reason: str) -> bool:
@@ -64,26 +64,37 @@ def call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> 
         logger.debug("ebbtide: the event loop is closed")
 
 
-def _tasks_of(entries: Sequence[Live]) -> Portion:
-    """Pair each task with one of its entries: a task with several blocks is still cancelled once."""
-    found: dict[asyncio.Task[Any], Live] = {}
-    for item in entries:
+def _cancel(registry: Registry, crowd: Sequence[Live], reason: str, grace_s: float) -> None:
+    _cancel_portion(registry, deque(crowd), set(), reason, grace_s)
+
+
+def _cancel_portion(registry: Registry, crowd: deque[Live], asked: set[int], reason: str, grace_s: float) -> None:
+    """Cancel some of a crowd, and the rest in the turns that follow.
+
+    It keeps nobody who ended: a hundred thousand ended tasks would set the garbage collector to work.
+
+    Args:
+        registry: Where they are.
+        crowd: Who is left; this takes them out.
+        asked: The ids of the tasks that had their turn: one with several blocks is cancelled once. No id is used again,
+            since all of these tasks lived when the crowd was chosen.
+        reason: For the tasks.
+        grace_s: Seconds that they have for their end.
+    """
+    for _ in range(min(CHUNK, len(crowd))):
+        item = crowd.popleft()
         task = task_of(item)
-        if task is not None and not task.done():
-            found.setdefault(task, item)
-    return [(item, task) for task, item in found.items()]
-
-
-def _cancel(registry: Registry, portion: Portion, reason: str, grace_s: float) -> None:
-    for item, task in portion[:CHUNK]:
         # What ended while it waited for its turn may be a task that goes on without its block.
-        if item.number in registry.live and not task.done() and not registry.cancelled_lately(item.number):
+        if task is None or task.done() or item.number not in registry.live or id(task) in asked:
+            continue
+        asked.add(id(task))
+        if not registry.cancelled_lately(item.number):
             registry.mark_cancelled(item)
             if isinstance(item, Entry):
                 item.grace_s = grace_s
             cancel_softly(task, partial(_deliver, task, reason), grace_s)
-    if len(portion) > CHUNK:
-        asyncio.get_running_loop().call_soon(_cancel, registry, portion[CHUNK:], reason, grace_s)
+    if crowd:
+        asyncio.get_running_loop().call_soon(_cancel_portion, registry, crowd, asked, reason, grace_s)
 
 
 def _deliver(task: asyncio.Task[Any], reason: str) -> None:

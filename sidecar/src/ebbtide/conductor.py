@@ -130,12 +130,13 @@ class Conductor:
                 if effect not in announcements:
                     self._carry_out(effect, machine)
             self._machine = machine
-            for effect in announcements:
-                self._carry_out(effect, machine)
+            # Before the announcements, which log: whoever waits is not to wait for a handler too.
             if machine.state in {PodState.DRAINED, PodState.EXITING}:
                 self._drained.set()
             else:
                 self._drained.clear()
+            for effect in announcements:
+                self._carry_out(effect, machine)
             pending = TasksChanged(self._count()) if changed else None
 
     def _carry_out(self, effect: Effect, machine: Machine) -> None:

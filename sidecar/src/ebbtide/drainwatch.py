@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -24,6 +25,10 @@ INNERMOST = 12
 TIMED = (PodState.QUIESCING, PodState.DRAINING, PodState.CANCELLING)
 
 
+_Ended = tuple[float, int, float, str, Live]
+"""How long it held the drain, its number, its age, how it ended, itself: no two of one number are compared."""
+
+
 @dataclass(slots=True)
 class _Course:
     """One drain, from its start on. Times are monotonic seconds."""
@@ -38,7 +43,10 @@ class _Course:
     state: PodState
     since: float
     took_s: dict[PodState, float] = field(default_factory=dict)
-    slowest: list[tuple[float, int, Finisher]] = field(default_factory=list)
+    last: deque[_Ended] = field(default_factory=lambda: deque(maxlen=SLOWEST))
+    """Of what was there when it began, those that ended last, who are the slowest."""
+    slowest: list[_Ended] = field(default_factory=list)
+    """Of what came later, the slowest, as a heap."""
     stragglers: dict[int, Straggler] = field(default_factory=dict)
     stragglers_in_all: int = 0
     forced: bool = False
@@ -104,6 +112,8 @@ class DrainWatch:
             return None
         self._registry.on_end = None
         course.over = self._report(course)
+        course.last.clear()
+        course.slowest.clear()  # the report has their names: nobody needs to keep what they returned
         return course.over
 
     def report(self) -> DrainReport | None:
@@ -139,16 +149,20 @@ class DrainWatch:
             return
         now = time.monotonic()
         age_s = now - item.started_at
-        held_s = min(age_s, now - course.began_at)
+        # Looked at without the lock, as the rest of the way of a crowd: each of them passes here.
+        if item.number in course.stragglers:
+            with self._lock:
+                straggler = course.stragglers.get(item.number)
+                if straggler is not None:
+                    course.stragglers[item.number] = replace(straggler, outcome=outcome)
+        if item.started_at <= course.began_at:
+            course.last.append((now - course.began_at, item.number, age_s, outcome, item))
+            return
         with self._lock:
-            straggler = course.stragglers.get(item.number)
-            if straggler is not None:
-                course.stragglers[item.number] = replace(straggler, outcome=outcome)
-            if len(course.slowest) == SLOWEST and held_s <= course.slowest[0][0]:
+            if len(course.slowest) == SLOWEST and age_s <= course.slowest[0][0]:
                 return
-            finisher = Finisher(name_of(item), kind_of(item), item.scope.name, age_s, held_s, outcome)
             push = heapq.heappush if len(course.slowest) < SLOWEST else heapq.heapreplace
-            push(course.slowest, (held_s, item.number, finisher))
+            push(course.slowest, (age_s, item.number, age_s, outcome, item))
 
     def _report(self, course: _Course) -> DrainReport:
         now = time.monotonic()
@@ -162,7 +176,7 @@ class DrainWatch:
         if course.ended_at is None:
             took_s[course.state] = now - course.since
         with self._lock:
-            slowest = [finisher for _, _, finisher in sorted(course.slowest, reverse=True)]
+            slow = heapq.nlargest(SLOWEST, [*list(course.last), *course.slowest])
             stragglers = [
                 replace(late, outcome=late.outcome or ("abandoned" if number in self._registry.abandoned else None))
                 for number, late in course.stragglers.items()
@@ -180,7 +194,7 @@ class DrainWatch:
             active=len(self._registry),
             counts=counts,
             late_arrivals=self._registry.late_arrivals - course.late_at_start,
-            slowest=tuple(slowest),
+            slowest=tuple(_finisher(ended) for ended in slow),
             stragglers=tuple(stragglers),
             stragglers_in_all=course.stragglers_in_all,
             hooks=tuple(self._hooks()),
@@ -195,6 +209,11 @@ def _outcome(course: _Course, counts: Mapping[str, int]) -> Outcome | None:
     if counts.get("abandoned"):
         return Outcome.ABANDONED
     return Outcome.CANCELLED if course.forced else Outcome.CLEAN
+
+
+def _finisher(ended: _Ended) -> Finisher:
+    held_s, _, age_s, outcome, item = ended
+    return Finisher(name_of(item), kind_of(item), item.scope.name, age_s, held_s, outcome)
 
 
 def _straggler(item: Live, now: float, threads: Mapping[int, FrameType]) -> Straggler:

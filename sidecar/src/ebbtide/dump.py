@@ -72,6 +72,11 @@ class Question:
         texts = {name: query[name] for name in ("format", "scope", "state", "kind", "name") if name in query}
         return cls(older_s=older_s, limit=limit, **texts)
 
+    @property
+    def wants_all(self) -> bool:
+        """Whether nothing is left out before its stack is known."""
+        return not (self.scope or self.kind or self.name or self.older_s)
+
     def wants(self, item: Live, age_s: float) -> bool:
         """Say whether an entry is asked for, as far as that can be told without its stack."""
         scope = item.scope.name
@@ -155,8 +160,10 @@ def render(found: Dump) -> str:
 def _dump(registry: Registry, question: Question) -> Dump:
     now = monotonic()
     threads = all_threads()
-    groups: dict[tuple[str, tuple[int, ...]], Group] = {}
-    known: dict[tuple[int, ...], tuple[Stack, str]] = {}
+    groups: dict[tuple[str, int], Group] = {}
+    known: dict[tuple[int, ...], tuple[int, Stack, str]] = {}
+    places: dict[Stack, int] = {}
+    wants_all = question.wants_all
     # Text at once: a hundred thousand dictionaries would set the garbage collector to work, which stops everything.
     tasks: list[str] = []
     most_tasks = 0
@@ -166,22 +173,24 @@ def _dump(registry: Registry, question: Question) -> Dump:
     entries = registry.entries()
     for item in entries:
         age_s = now - item.started_at
-        if item.number not in registry.live or not question.wants(item, age_s):
+        if item.number not in registry.live or not (wants_all or question.wants(item, age_s)):
             continue
         frames = frames_of(item, threads)
         key = key_of(frames)
         found = known.get(key)
         if found is None:
             stack = stack_of(frames)
-            found = known[key] = stack, (state_of_stack if task_of(item) is not None else state_of_thread)(stack)
-        stack, by_stack = found
+            place = places.setdefault(stack, len(places))
+            by_stack = (state_of_stack if task_of(item) is not None else state_of_thread)(stack)
+            found = known[key] = place, stack, by_stack
+        place, stack, by_stack = found
         state = state_of(item, by_stack)
         if question.state and state != question.state:
             continue
         matching += 1
-        group = groups.get((state, key))
+        group = groups.get((state, place))
         if group is None:
-            group = groups[state, key] = Group(state, stack)
+            group = groups[state, place] = Group(state, stack)
         group.count += 1
         group.oldest_s = max(group.oldest_s, age_s)
         group.scopes[item.scope.name] += 1

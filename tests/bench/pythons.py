@@ -1,0 +1,121 @@
+"""The Pythons that the library's benchmarks run on: those of pyenv and PATH, with uvloop and aiojobs if possible."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".cache" / "bench-pythons"
+PACKAGES = ("aiojobs==1.4.0", "uvloop==0.23.0")
+OLDEST = (3, 11)
+NEWEST_TRIED = 20
+PATIENCE_S = 120.0
+
+_WHO = (
+    "import platform, sys; print(platform.python_implementation(), '%d.%d.%d' % sys.version_info[:3], sys.base_prefix)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Python:
+    """One interpreter.
+
+    Attributes:
+        program: Its executable.
+        version: As `3.12.1`.
+        home: Whether it has what the tests of this project need: the one of `.venv`.
+    """
+
+    program: Path
+    version: str
+    home: bool = False
+
+    @property
+    def minor(self) -> tuple[int, int]:
+        major, minor, *_ = self.version.split(".")
+        return int(major), int(minor)
+
+
+def candidates() -> list[Path]:
+    """Return where interpreters may be: what runs this first, then pyenv's, the newest first, then those on PATH."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    mine = sorted(pyenv.glob("3.*/bin/python"), key=lambda path: _parts(path.parents[1].name), reverse=True)
+    names = [f"python3.{minor}" for minor in range(OLDEST[1], NEWEST_TRIED)] + ["python3"]
+    on_path = [Path(found) for name in names if (found := shutil.which(name))]
+    return [Path(sys.executable), *mine, *on_path]
+
+
+def _parts(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdecimal()]
+
+
+def usable(found: Iterable[tuple[Path, str]]) -> list[Python]:
+    """Return one interpreter for each minor version that the library supports, the oldest version first.
+
+    Args:
+        found: Interpreters and what they say of themselves, the preferred first; the very first is that of `.venv`.
+    """
+    chosen: dict[tuple[int, int], Python] = {}
+    for place, (program, said) in enumerate(found):
+        implementation, _, rest = said.partition(" ")
+        version = rest.partition(" ")[0]
+        if implementation != "CPython":
+            continue
+        python = Python(program, version, home=place == 0)
+        if python.minor >= OLDEST:
+            chosen.setdefault(python.minor, python)
+    return [chosen[minor] for minor in sorted(chosen)]
+
+
+def pythons() -> list[Python]:
+    """Return the interpreters of this machine, this one among them."""
+    return usable((program, said) for program in candidates() if (said := _ask(program)) is not None)
+
+
+def _ask(program: Path) -> str | None:
+    try:
+        ran = subprocess.run([program, "-c", _WHO], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None  # a shim of pyenv for a version that is not chosen, for one
+    return ran.stdout.strip()
+
+
+def furnished(python: Python) -> tuple[Path, str]:
+    """Return an interpreter with the peers that the library is measured against, and what to say of it.
+
+    It is made once and cached; where that fails, the interpreter is used as it is.
+    """
+    folder = CACHE / python.version
+    program = folder / "bin" / "python"
+    wanted = "\n".join(PACKAGES)
+    stamp = folder / ".stamp"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return program, f"with {' and '.join(PACKAGES)} from {folder.relative_to(ROOT)}"
+    shutil.rmtree(folder, ignore_errors=True)
+    pip = [str(program), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
+    try:
+        for command in ([str(python.program), "-m", "venv", str(folder)], pip):
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        return python.program, f"without {' and '.join(PACKAGES)}: {_why(error)}"
+    stamp.write_text(wanted)
+    return program, f"with {' and '.join(PACKAGES)}, put into {folder.relative_to(ROOT)} just now"
+
+
+def _why(error: Exception) -> str:
+    said = (getattr(error, "stderr", None) or str(error)).strip()
+    return said.splitlines()[-1] if said else type(error).__name__
+
+
+def environment() -> Mapping[str, str]:
+    """Return the environment in which any of them finds the library and the benchmarks."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "EBBTIDE_"))}
+    passed = {name: os.environ[name] for name in ("EBBTIDE_ETCD", "EBBTIDE_ZOO_RUNS") if name in os.environ}
+    return kept | passed | {"PYTHONPATH": f"{ROOT / 'sidecar' / 'src'}{os.pathsep}{ROOT}"}
