@@ -45,6 +45,9 @@ MODULES = {
     ".".join(("ebbtide", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
     for path in SOURCE.rglob("*.py")
 } - APART
+FOR_ASGI = {name for name in MODULES if name.startswith("ebbtide.asgi")}
+"""Imported by whoever uses it, all at once."""
+MODULES -= FOR_ASGI
 FOR_A_STORE = {name for name in MODULES if name.startswith(("ebbtide.agent", "ebbtide.etcd"))}
 FOR_OTHER_WORKERS = {"ebbtide.workers.group", "ebbtide.workers.hub", "ebbtide.workers.link"}
 
