@@ -72,7 +72,7 @@ bench: bench-library bench-trend bench-store bench-rollout ## All figures below,
 
 .PHONY: bench-library
 bench-library: venv ## A spawned task against create_task and TaskGroup; the stall of a dump of 100,000 tasks (about a minute)
-	$(PY) tests/bench/hot_path.py
+	$(PY) -m tests.bench.hot_path
 	$(PY) tests/bench/dump_stall.py
 
 .PHONY: bench-trend

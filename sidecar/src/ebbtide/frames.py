@@ -16,6 +16,7 @@ ASYNCIO = str(Path(asyncio.__file__).parent) + "/"
 STANDARD = str(Path(threading.__file__).parent) + "/"
 PACKAGES = ("/site-packages/", "/dist-packages/")
 OWN = str(Path(__file__).parent) + "/"
+COUNTED = OWN + "counted.py"
 
 
 class Step(NamedTuple):
@@ -45,6 +46,23 @@ def caller() -> Step | None:
     return None if frame is None else Step(frame.f_code, frame.f_lineno or 0)
 
 
+def unbegun(coroutine: Any) -> Any:
+    """Return what a coroutine of ours was given to run, where it has not begun; None: it has, or is none of ours."""
+    given = given_to(coroutine)
+    return None if given is None or coroutine.cr_running or coroutine.cr_suspended else given
+
+
+def given_to(coroutine: Any) -> Any:
+    """Return what a coroutine of ours was given to run; None where it is none of ours, or has ended.
+
+    Python only tells what a coroutine awaits while that is suspended.
+    """
+    code, frame = getattr(coroutine, "cr_code", None), getattr(coroutine, "cr_frame", None)
+    if code is None or frame is None or not code.co_filename.startswith(OWN):
+        return None
+    return frame.f_locals.get("coroutine")
+
+
 def frames_of_task(task: asyncio.Task[Any]) -> list[FrameType]:
     """Return the frames of a task, the outermost first; none where Python can see none."""
     frames: list[FrameType] = []
@@ -61,8 +79,10 @@ def frames_of_task(task: asyncio.Task[Any]) -> list[FrameType]:
                 break
         if frame is None:
             break
-        frames.append(frame)
-        inner = awaited
+        # The frame that counts tasks says nothing about this one.
+        if frame.f_code.co_filename != COUNTED:
+            frames.append(frame)
+        inner = given_to(inner) if awaited is None else awaited
     return frames
 
 
