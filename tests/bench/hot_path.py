@@ -1,7 +1,8 @@
-"""What a spawned task costs: `python tests/bench/hot_path.py`, about 15 s on one core.
+"""What a spawned task costs: `python -m tests.bench.hot_path`, about a minute on one core.
 
 Each variant once in each round, in random order; CPU time of this thread; median of the ratios to a bare `create_task`
-of the same round. Memory: growth of the resident set per live task, one process per variant.
+of the same round. `window`: a thousand at a time; `burst`: ten thousand at once. Memory: growth of the resident set per
+live task, one process per variant. uvloop and aiojobs are measured where they are installed.
 """
 
 from __future__ import annotations
@@ -9,48 +10,95 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib
+import importlib.util
 import json
 import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
 import ebbtide
+from tests.bench.figures import Figure, show
 
 TASKS = 1000
-WINDOWS = 10
-ROUNDS = 16
-LIVE = 50_000
+WINDOWS = 5
+BURST = 10_000
+ROUNDS = 9
+LIVE = 100_000
+CALLS = 100_000
+WORK_S = 20e-6
 PLENTY = 1e9
 
 Variant = Callable[[int], Awaitable[None]]
+Work = Callable[[], Coroutine[Any, Any, None]]
+Took = Mapping[str, list[float]]
+
+BARE, GROUP, SPAWN, BEAT, LIMIT, JOBS = "bare", "TaskGroup", "spawn", "spawn, heartbeat", "spawn, time limit", "aiojobs"
 
 
-async def work() -> None:
+async def nothing() -> None:
     pass
 
 
-async def bare(count: int) -> None:
-    loop = asyncio.get_running_loop()
-    for task in [loop.create_task(work()) for _ in range(count)]:
-        await task
+async def beat() -> None:
+    ebbtide.heartbeat()
 
 
-async def group(count: int) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(count):
-            tasks.create_task(work())
+def busy(seconds: float) -> Work:
+    """Return a coroutine function that computes for so long."""
+    began = time.thread_time()
+    sum(range(1_000_000))
+    count = int(1_000_000 * seconds / (time.thread_time() - began))
+
+    async def compute() -> None:
+        sum(range(count))
+
+    return compute
 
 
-def spawning(scope: ebbtide.Scope, timeout_s: float | None = None) -> Variant:
+def bare(work: Work) -> Variant:
+    async def create(count: int) -> None:
+        loop = asyncio.get_running_loop()
+        for task in [loop.create_task(work()) for _ in range(count)]:
+            await task
+
+    return create
+
+
+def group(work: Work) -> Variant:
+    async def enter(count: int) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(count):
+                tasks.create_task(work())
+
+    return enter
+
+
+def spawning(scope: ebbtide.Scope, work: Work, timeout_s: float | None = None) -> Variant:
     async def spawn(count: int) -> None:
         for task in [scope.spawn(work(), timeout_s=timeout_s) for _ in range(count)]:
             await task
 
     return spawn
+
+
+def jobs(work: Work) -> Variant:
+    scheduler = importlib.import_module("aiojobs").Scheduler(limit=None)
+
+    async def spawn(count: int) -> None:
+        for job in [await scheduler.spawn(work()) for _ in range(count)]:
+            await job.wait()
+
+    return spawn
+
+
+def has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def a_runtime() -> ebbtide.Runtime:
@@ -59,23 +107,20 @@ def a_runtime() -> ebbtide.Runtime:
     return ebbtide.Runtime(ebbtide.Settings(admin_port=0, limits=limits), watchdog=False)
 
 
-async def measure(windows: int, count: int) -> dict[str, list[float]]:
+async def measure(windows: int, count: int, work: Work, *, all_variants: bool) -> Took:
     """Return the CPU microseconds per task of each variant, one of each round."""
     async with a_runtime() as runtime:
         scope = runtime.scope("bench")
-        variants: dict[str, Variant] = {
-            "bare": bare,
-            "TaskGroup": group,
-            "spawn": spawning(scope),
-            "spawn, time limit": spawning(scope, 60.0),
-        }
+        variants = {BARE: bare(work), GROUP: group(work), SPAWN: spawning(scope, work)}
+        if all_variants:
+            variants |= {BEAT: spawning(scope, beat), LIMIT: spawning(scope, work, 60.0)}
+        if has("aiojobs"):
+            variants[JOBS] = jobs(work)
         took: dict[str, list[float]] = {name: [] for name in variants}
-        for variant in variants.values():
-            await variant(count)
         order = random.Random(7)
         for _ in range(ROUNDS):
             for name, variant in order.sample(list(variants.items()), len(variants)):
-                # Warm again: the first of its kind pays for memory that the one before gave back to the kernel.
+                # Warm: the first of its kind pays for memory that the one before gave back to the kernel.
                 await variant(count)
                 gc.collect()
                 started = time.thread_time()
@@ -85,16 +130,71 @@ async def measure(windows: int, count: int) -> dict[str, list[float]]:
         return took
 
 
-def show(shape: str, took: dict[str, list[float]]) -> dict[str, float]:
-    ratios = {
-        name: statistics.median(one / floor for one, floor in zip(times, took["bare"], strict=True))
-        for name, times in took.items()
-    }
-    against_group = statistics.median(a / b for a, b in zip(took["spawn"], took["TaskGroup"], strict=True))
+def ratio(took: Took, name: str, floor: str = BARE) -> float:
+    return statistics.median(one / other for one, other in zip(took[name], took[floor], strict=True))
+
+
+def print_times(title: str, took: Took) -> None:
     for name, times in took.items():
-        sys.stdout.write(f"{shape:<8} {name:<18} {statistics.median(times):6.2f} us  {ratios[name]:5.2f} x bare\n")
-    sys.stdout.write(f"{shape:<8} spawn against TaskGroup: {against_group:.2f} x\n")
-    return ratios
+        sys.stdout.write(
+            f"{title:<16} {name:<18} {statistics.median(times):6.2f} us  {ratio(took, name):5.2f} x bare\n"
+        )
+
+
+def of_loop(loop: str) -> list[Figure]:
+    """Return what is measured under one kind of loop."""
+    run: Callable[[Coroutine[Any, Any, Took]], Took] = importlib.import_module(loop).run
+    figures = []
+    for shape, windows, count in (("window", WINDOWS, TASKS), ("burst", 1, BURST)):
+        took = run(measure(windows, count, nothing, all_variants=True))
+        title = f"{loop} {shape}"
+        print_times(title, took)
+        exact = ratio(took, SPAWN)
+        figures += [
+            Figure("G1", f"{title}: spawn and end", exact, "x bare", 1.65),
+            Figure("G1", f"{title}: spawn and end", ratio(took, SPAWN, GROUP), "x TaskGroup", 1.05),
+            Figure(
+                "G2", f"{title}: the same (there is no lazy mode)", exact, "x bare", 1.3 if loop == "uvloop" else 1.2
+            ),
+            Figure("G4", f"{title}: a heartbeat on top", ratio(took, BEAT) - exact, "x bare", 0.35),
+            Figure("G4", f"{title}: a time limit on top", ratio(took, LIMIT) - exact, "x bare", 0.35),
+        ]
+    took = run(measure(1, TASKS, busy(WORK_S), all_variants=False))
+    print_times(f"{loop} 20 us", took)
+    return [*figures, Figure("G3", f"{loop}: tasks of 20 us", ratio(took, SPAWN), "x bare", 1.15)]
+
+
+async def small_operations() -> list[Figure]:
+    """Return what single calls cost, in nanoseconds; the loop around them is taken off."""
+
+    def empty() -> None:
+        for _ in range(CALLS):
+            pass
+
+    def track() -> None:
+        for _ in range(CALLS):
+            with scope.track():
+                pass
+
+    def ask() -> None:
+        for _ in range(CALLS):
+            runtime.intake_open  # noqa: B018 (the look is what is measured)
+
+    def took_ns(function: Callable[[], None]) -> float:
+        times = []
+        for _ in range(ROUNDS):
+            began = time.thread_time()
+            function()
+            times.append((time.thread_time() - began) / CALLS * 1e9)
+        return statistics.median(times)
+
+    async with a_runtime() as runtime:
+        scope = runtime.scope("bench")
+        floor = took_ns(empty)
+        return [
+            Figure("G5", "track() in place", took_ns(track) - floor, "ns", 900),
+            Figure("G12", "runtime.intake_open", took_ns(ask) - floor, "ns", 60),
+        ]
 
 
 async def grow(variant: str) -> float:
@@ -123,22 +223,34 @@ def resident() -> int:
     return int(fields[fields.index("VmRSS:") + 1]) * 1024
 
 
+def memory() -> list[Figure]:
+    """Return what live tasks weigh, each variant in a process of its own."""
+    command = [sys.executable, "-m", "tests.bench.hot_path", "--grow"]
+    sizes = {
+        name: float(subprocess.run([*command, name], check=True, capture_output=True).stdout)
+        for name in ("bare", "spawn")
+    }
+    return [Figure("G7", f"memory of each of {LIVE} live tasks, added", sizes["spawn"] - sizes["bare"], "B", 256)]
+
+
+def figures() -> list[Figure]:
+    """Measure everything; prints the times on the way."""
+    loops = ["asyncio", *(["uvloop"] if has("uvloop") else [])]
+    return [
+        *(figure for loop in loops for figure in of_loop(loop)),
+        *asyncio.run(small_operations()),
+        *memory(),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--grow", choices=["bare", "spawn"], help="print the bytes per live task of one variant")
     chosen = parser.parse_args()
     if chosen.grow:
         sys.stdout.write(json.dumps(asyncio.run(grow(chosen.grow))))
-        return
-    show("window", asyncio.run(measure(WINDOWS, TASKS)))
-    show("burst", asyncio.run(measure(1, WINDOWS * TASKS)))
-    sizes = {
-        name: float(subprocess.run([sys.executable, __file__, "--grow", name], check=True, capture_output=True).stdout)
-        for name in ("bare", "spawn")
-    }
-    sys.stdout.write(
-        f"memory   bare {sizes['bare']:.0f} B, spawn {sizes['spawn'] - sizes['bare']:+.0f} B per live task\n"
-    )
+    else:
+        show(figures())
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ebbtide.counted import FEW, SAMPLED
 from ebbtide.entries import Entry, current_entry
 from ebbtide.errors import Refused
-from ebbtide.registry import FEW, SAMPLED, Registry
+from ebbtide.registry import Registry
 
 if TYPE_CHECKING:
     from ebbtide.scope import Scope
@@ -67,21 +68,12 @@ class Block(Entry):
             live = registry.live
             if not number & SAMPLED or len(live) < FEW:
                 self.scope.durations.append(monotonic() - self.started_at)
-            if (
-                registry.intake_open
-                and number in live
-                and not registry.marks
-                and not registry.abandoned
-                and get_ident() == registry.home
-            ):
-                # The usual end in the fewest steps: `Registry.end` spelled out, as for tasks.
-                registry._finished += 1  # noqa: SLF001 (a call would cost more than all the rest)
-                del live[number]
+            if registry.intake_open and not registry.odd and get_ident() == registry.home and number in live:
+                # `Registry.end` spelled out for the usual case.
+                registry.finished += 1
+                registry.withdraw(number)
                 registry.blocks.discard(number)
-                # Intake may have closed since it was looked at above.
-                if not registry.intake_open and not live:
-                    registry._on_empty()  # noqa: SLF001
-                return
-            registry.end(number, "finished", None)
+            else:
+                registry.end(number, "finished", None)
         else:
             registry.end(number, "cancelled" if issubclass(kind, CancelledError) else "failed", None)

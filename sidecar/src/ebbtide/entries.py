@@ -7,12 +7,13 @@ import logging
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ebbtide.errors import TimedOut
-from ebbtide.frames import all_threads, frames_of_task, frames_of_thread, place_of, stack_of
+from ebbtide.frames import all_threads, frames_of_task, frames_of_thread, place_of, stack_of, unbegun
 
 if TYPE_CHECKING:
     from ebbtide.scope import Scope
@@ -31,13 +32,22 @@ The number and not the entry: a task that its own context referred to would be l
 class ManagedTask(asyncio.Task[Any]):
     """A spawned task that is its own entry."""
 
-    # Slots only: overriding a method would take the task off asyncio's fast path.
     __slots__ = ("meta", "number", "scope", "started_at")
 
     number: int
     scope: Scope
     meta: Mapping[str, Any] | None
     started_at: float
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel as asyncio does; and see to it that the end is counted where `counted` cannot tell."""
+        coroutine: Any = self.get_coro()
+        if getattr(coroutine, "cr_running", False):
+            # By itself, in what may be its last step: its end is to be looked at.
+            self.scope.registry.odd.add(self.number)
+        elif (given := unbegun(coroutine)) is not None:
+            self.add_done_callback(partial(_ended_before_it_began, given))
+        return super().cancel(msg)
 
 
 class Entry:
@@ -69,6 +79,20 @@ class Entry:
 
 
 Live = ManagedTask | Entry
+
+
+def close_unbegun(coroutine: Any) -> None:
+    """Close a coroutine, and what it was given to run: that would warn that nobody ever awaited it."""
+    while coroutine is not None:
+        given = unbegun(coroutine)
+        coroutine.close()
+        coroutine = given
+
+
+def _ended_before_it_began(given: Any, task: asyncio.Task[Any]) -> None:
+    assert isinstance(task, ManagedTask)
+    close_unbegun(given)
+    task.scope.registry.on_task_ended(task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +144,17 @@ def where(item: Live) -> str:
     return place_of(stack_of(frames_of(item, {} if task_of(item) is not None else all_threads())))
 
 
-def outcome_of(task: asyncio.Task[Any], item: Live) -> str:
-    """Say how the task of an entry ended, and log what went wrong: the only place that does, so it is logged once."""
-    if task.cancelled():
-        return "cancelled"
-    # Looking at the exception also tells asyncio that somebody did.
-    error = task.exception()
+def error_of(task: asyncio.Task[Any]) -> BaseException | None:
+    """Return what a task that is done raised; this also tells asyncio that somebody looked at it."""
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
+
+
+def outcome_of(error: BaseException | None, item: Live) -> str:
+    """Say how an entry ended whose task raised this, and log what went wrong: the only place that does, so once."""
     if error is None:
         return "finished"
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
     if isinstance(error, TimedOut):
         logger.warning(
             "ebbtide: %s %s of %s timed out: %r", kind_of(item), name_of(item), item.scope.name, item.meta or {}

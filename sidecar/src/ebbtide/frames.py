@@ -21,6 +21,7 @@ ASYNCIO = _folder(asyncio.__file__)
 STANDARD = _folder(threading.__file__)
 PACKAGES = ("/site-packages/", "/dist-packages/")
 OWN = _folder(__file__)
+COUNTED = OWN + "counted.py"
 
 
 class Step(NamedTuple):
@@ -50,6 +51,23 @@ def caller() -> Step | None:
     return None if frame is None else Step(frame.f_code, frame.f_lineno or 0)
 
 
+def unbegun(coroutine: Any) -> Any:
+    """Return what a coroutine of ours was given to run, where it has not begun; None: it has, or is none of ours."""
+    given = given_to(coroutine)
+    return None if given is None or coroutine.cr_running or coroutine.cr_suspended else given
+
+
+def given_to(coroutine: Any) -> Any:
+    """Return what a coroutine of ours was given to run; None where it is none of ours, or has ended.
+
+    Python only tells what a coroutine awaits while that is suspended.
+    """
+    code, frame = getattr(coroutine, "cr_code", None), getattr(coroutine, "cr_frame", None)
+    if code is None or frame is None or not code.co_filename.startswith(OWN):
+        return None
+    return frame.f_locals.get("coroutine")
+
+
 def frames_of_task(task: asyncio.Task[Any]) -> list[FrameType]:
     """Return the frames of a task, the outermost first; none where Python can see none."""
     frames: list[FrameType] = []
@@ -66,8 +84,10 @@ def frames_of_task(task: asyncio.Task[Any]) -> list[FrameType]:
             break
         if frame is None:
             break
-        frames.append(frame)
-        inner = awaited
+        # The frame that counts tasks says nothing about this one.
+        if frame.f_code.co_filename != COUNTED:
+            frames.append(frame)
+        inner = given_to(inner) if awaited is None else awaited
     return frames
 
 

@@ -8,7 +8,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ebbtide.entries import Entry, outcome_of
+from ebbtide.entries import Entry, error_of, outcome_of
 from ebbtide.errors import Refused
 from ebbtide.limits import tighter
 from ebbtide.protection import cancel_softly, is_protected
@@ -85,7 +85,7 @@ class Group(asyncio.TaskGroup):
 
     def _ended(self, entry: Entry, task: asyncio.Task[Any]) -> None:
         del self._entries[task]
-        entry.scope.end(entry, outcome_of(task, entry))
+        entry.scope.end(entry, outcome_of(error_of(task), entry))
         entry.task = None
 
     def _abort(self) -> None:

@@ -144,48 +144,53 @@ class TokenBucket:
     Args:
         rate_per_s: Tokens per second; infinite: there are always some.
         burst: Tokens that a full bucket holds.
+
+    Attributes:
+        full_at: When it is full, monotonic seconds.
+        interval_s: From one token to the next.
+        slack_s: How far off `full_at` may be while there still is a token.
     """
 
-    __slots__ = ("_full_at", "_interval_s", "_slack_s", "burst", "rate_per_s")
+    __slots__ = ("burst", "full_at", "interval_s", "rate_per_s", "slack_s")
 
     def __init__(self, rate_per_s: float, burst: int) -> None:
-        self._full_at = -math.inf
+        self.full_at = -math.inf
         self._set(rate_per_s, burst)
 
     def change(self, rate_per_s: float, burst: int, now: float) -> None:
         """Go on with another rate; tokens that were taken stay taken, as far as the new burst goes."""
-        taken = max(0.0, self._full_at - now) / self._interval_s if self._interval_s else 0.0
+        taken = max(0.0, self.full_at - now) / self.interval_s if self.interval_s else 0.0
         self._set(rate_per_s, burst)
-        self._full_at = now + min(round(taken, 6), burst) * self._interval_s
+        self.full_at = now + min(round(taken, 6), burst) * self.interval_s
 
     def _set(self, rate_per_s: float, burst: int) -> None:
         self.rate_per_s = rate_per_s
         self.burst = burst
-        self._interval_s = 1 / rate_per_s
-        self._slack_s = (burst - 1) * self._interval_s + ROUNDING_S
+        self.interval_s = 1 / rate_per_s
+        self.slack_s = (burst - 1) * self.interval_s + ROUNDING_S
 
     def take(self, now: float) -> bool:
         """Take a token; False where there is none."""
-        full_at = self._full_at
+        full_at = self.full_at
         if full_at < now:
             full_at = now
-        elif full_at - now > self._slack_s:
+        elif full_at - now > self.slack_s:
             return False
-        self._full_at = full_at + self._interval_s
+        self.full_at = full_at + self.interval_s
         return True
 
     def reserve(self, now: float) -> float:
         """Take a token in any case; return the seconds until it is there."""
-        self._full_at = max(self._full_at, now) + self._interval_s
-        return max(0.0, self._full_at - self._interval_s - self._slack_s - now)
+        self.full_at = max(self.full_at, now) + self.interval_s
+        return max(0.0, self.full_at - self.interval_s - self.slack_s - now)
 
     def give_back(self) -> None:
         """Put the last token back: its owner was turned away elsewhere."""
-        self._full_at -= self._interval_s
+        self.full_at -= self.interval_s
 
     def wait_s(self, now: float) -> float:
         """Return the seconds until there is a token; 0 where there is one."""
-        return max(0.0, self._full_at - self._slack_s - now)
+        return max(0.0, self.full_at - self.slack_s - now)
 
 
 class Breaker:

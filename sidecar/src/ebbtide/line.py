@@ -13,18 +13,19 @@ class Line:
     """A line of coroutines, each of which asks again when it is woken or its time is over."""
 
     def __init__(self) -> None:
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self.queue: deque[asyncio.Future[None]] = deque()
+        """Who waits; public for its truth, which is asked at each end of a task."""
 
     def __len__(self) -> int:
-        return len(self._waiters)
+        return len(self.queue)
 
     async def join(self, timeout_s: float, *, in_front: bool = False) -> None:
         """Wait to be woken, so many seconds at most; `in_front`: of all who wait, since it was first already."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if in_front:
-            self._waiters.appendleft(waiter)
+            self.queue.appendleft(waiter)
         else:
-            self._waiters.append(waiter)
+            self.queue.append(waiter)
         asks_again = False
         try:
             await asyncio.wait({waiter}, timeout=timeout_s)
@@ -33,7 +34,7 @@ class Line:
             taken = waiter.done()
             if not taken:
                 try:
-                    self._waiters.remove(waiter)
+                    self.queue.remove(waiter)
                 except ValueError:  # somebody took it out and is about to wake it
                     taken = True
                 waiter.cancel()
@@ -43,7 +44,7 @@ class Line:
     def wake_one(self) -> None:
         """Let the first one ask again."""
         try:
-            waiter = self._waiters.popleft()
+            waiter = self.queue.popleft()
         except IndexError:
             return
         loop = waiter.get_loop()
@@ -57,7 +58,7 @@ class Line:
 
     def wake_all(self) -> None:
         """Let everybody ask again who waits now."""
-        for _ in range(len(self._waiters)):
+        for _ in range(len(self.queue)):
             self.wake_one()
 
 

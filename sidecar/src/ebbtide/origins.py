@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
-from ebbtide.frames import ASYNCIO, OWN
+from ebbtide.frames import ASYNCIO, OWN, given_to
 
 DEPTH = 2
 """Lines that are remembered: the coroutine of supervised work is made by the library, for the line that called it."""
@@ -50,7 +50,7 @@ def created_at(task: asyncio.Task[Any]) -> str:
                 return f"{file}:{line} in {name}"
         if not _is_own(inner):
             return ""
-        inner = inner.cr_await
+        inner = inner.cr_await or given_to(inner)
     return ""
 
 
@@ -59,7 +59,7 @@ def code_of(task: asyncio.Task[Any]) -> CodeType | None:
     outer: Any = task.get_coro()
     inner = outer
     while inner is not None and _is_own(inner):
-        inner = inner.cr_await
+        inner = inner.cr_await or given_to(inner)
     for coroutine in (inner, outer):
         code = getattr(coroutine, "cr_code", None) or getattr(coroutine, "gi_code", None)
         if isinstance(code, CodeType):

@@ -15,7 +15,7 @@ from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any
 
 from ebbtide.cancelling import cancel_here
-from ebbtide.entries import Entry, Live, log_crash, outcome_of
+from ebbtide.entries import Entry, Live, error_of, log_crash, outcome_of
 from ebbtide.errors import TimedOut
 from ebbtide.limits import tighter
 from ebbtide.starting import start_entry
@@ -162,7 +162,7 @@ def _ended(child: Child, started: asyncio.Future[Process], task: asyncio.Task[in
         else:
             started.set_exception(error)
     if task.cancelled() or isinstance(error, TimedOut):
-        scope.end(child, outcome_of(task, child))
+        scope.end(child, outcome_of(error_of(task), child))
     elif error is None and (status := task.result()):
         logger.error(
             "ebbtide: process %s of %s ended with status %d: %r", child.name, scope.name, status, child.meta or {}

@@ -3,8 +3,8 @@
 The rule that makes the drain sound: an entry is inserted first and asked for admission after. A count that was taken
 after intake closed can then miss no entry that was admitted.
 
-The hot path is short on purpose. A spawned task is its own entry (a subclass with slots), one bound method is its
-done-callback, and nobody is told of a change unless the last entry leaves a closed registry.
+The hot path is short on purpose. A spawned task is its own entry (a subclass with slots), its usual end is counted in
+its last step (`counted`), and nobody is told of a change unless the last entry leaves a closed registry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ebbtide.admission import DRAINING, WHY, Gate
-from ebbtide.entries import EntryView, Live, ManagedTask, current_entry, kind_of, name_of, where
+from ebbtide.counted import ended_as_usual
+from ebbtide.entries import EntryView, Live, ManagedTask, current_entry, error_of, kind_of, name_of, where
 from ebbtide.environment import DEFAULT_CANCEL_GRACE_S
 from ebbtide.errors import Refused
 from ebbtide.leakrules import missed
@@ -40,11 +41,6 @@ ABANDONED = "abandoned"
 STALE = "stale"
 
 MOST_NAMED = 20
-
-FEW = 64
-SAMPLED = 0b111
-"""With more than `FEW` in flight, only tasks whose number has none of these bits tell how long they took."""
-
 
 _numbers = itertools.count(1)
 """Of the process, not of one registry: an entry's number then says whose it is."""
@@ -97,17 +93,19 @@ class Registry:
         self.home = 0
         self.loop: asyncio.AbstractEventLoop | None = None
         # What is called when a task ends: bound once, and not anew for each task.
-        self.on_task_ended_at_home = self._task_ended_at_home
         self.on_task_ended = self._task_ended
+        self.on_task_ended_at_home = self._task_ended_at_home
         self._on_empty = on_empty
         # All keys from the start: a dict that does not grow may be read in one thread and counted up in another.
         self._tally = dict.fromkeys((*TASK_OUTCOMES, LATE, RESTARTED, *WHY), 0)
         self._elsewhere = dict(self._tally)
         self._lock = threading.Lock()
-        self._finished = 0
-        """Of the tally, those that ended the usual way."""
+        self.finished = 0
+        """Of the tally, those that ended the usual way (`counted`)."""
         self.marks: dict[int, float] = {}
         """When entries in flight were asked to end, monotonic seconds, by number."""
+        self.odd: set[int] = set()
+        """Numbers of entries in flight whose end is not usual: marked, abandoned, or cancelled by themselves."""
         self.abandoned: set[int] = set()
         """Numbers of those that are counted already, and not waited for any more."""
         self.on_end: Callable[[Live, str], None] | None = None
@@ -127,13 +125,13 @@ class Registry:
         self._parents = frozenset(self.live)
         self.live = {}
         self.on_end = None
-        for numbers in (self.blocks, self.abandoned, self.marks, self.beats):
+        for numbers in (self.blocks, self.abandoned, self.marks, self.odd, self.beats):
             numbers.clear()
         self.intake_open = True
         self.home, self.loop = 0, None
         self._tally = dict.fromkeys(self._tally, 0)
         self._elsewhere = dict(self._tally)
-        self._finished = 0
+        self.finished = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -209,36 +207,35 @@ class Registry:
     def withdraw(self, number: int) -> None:
         """Take an entry out, as the last step of its end."""
         del self.live[number]
-        if not self.intake_open and len(self.live) <= len(self.abandoned):
+        if not self.intake_open:
+            self.look_whether_empty()
+
+    def look_whether_empty(self) -> None:
+        """Tell of it where nothing is left that a drain waits for."""
+        if len(self.live) <= len(self.abandoned):
             self._on_empty()
 
     def _task_ended_at_home(self, task: ManagedTask) -> None:
-        """Count a managed task of the home loop: its done-callback. The usual end in the fewest steps."""
-        scope = task.scope
-        if (
-            not self.intake_open
-            or self.marks
-            or self.abandoned
-            or not scope.gate.plain
-            or self.gate.waiters
-            or task.cancelled()
-            or task.exception() is not None
-        ):
+        """Count a managed task of the home loop that is one of a crowd."""
+        if task.cancelled() or task.exception() is not None or not ended_as_usual(self, task.number):
             self._task_ended(task)
-            return
-        number = task.number
-        live = self.live
-        if not number & SAMPLED or len(live) < FEW:
-            scope.durations.append(monotonic() - task.started_at)
-        self._finished += 1
-        del live[number]
-        # Intake may have closed since it was looked at above.
-        if not self.intake_open and not live:
-            self._on_empty()
 
     def _task_ended(self, task: ManagedTask) -> None:
-        """Count a managed task, however and wherever it ended: its done-callback in other threads."""
-        task.scope.task_ended(task, task)
+        """Count a managed task, however and wherever it ended: its done-callback, which may be called twice."""
+        if task.number in self.live or task.number in self._parents:
+            task.scope.task_ended(task, error_of(task))
+
+    def ended_in_task(self, error: BaseException | None) -> None:
+        """Count the managed task that runs here, in its last step; `error`: what it is about to raise."""
+        task = asyncio.current_task()
+        assert isinstance(task, ManagedTask)
+        if error is None and getattr(task, "_must_cancel", False):
+            error = asyncio.CancelledError()  # by itself, in this step: asyncio has it cancelled although it returns
+        elif error is not None and not isinstance(error, asyncio.CancelledError):
+            # Looking at the exception tells asyncio that somebody did: it is in the log.
+            task.add_done_callback(error_of)
+        if task.number in self.live or task.number in self._parents:
+            task.scope.task_ended(task, error)
 
     def end(self, number: int, outcome: str, gate: Gate | None) -> None:
         """Count how an entry ended and take it out; one that was abandoned is counted already.
@@ -251,6 +248,7 @@ class Registry:
         if number in self._parents:
             return
         self.marks.pop(number, None)
+        self.odd.discard(number)
         if number in self.abandoned:
             self.abandoned.discard(number)
         else:
@@ -279,15 +277,17 @@ class Registry:
             return
         for item in left:
             self.count("abandoned")
+            self.odd.add(item.number)
             self.abandoned.add(item.number)
         shown = "; ".join(f"{name_of(item)} of {item.scope.name} at {where(item)}" for item in left[:MOST_NAMED])
         more = f" and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
         logger.error("ebbtide: abandoned %d, %s: %s%s", len(left), why, shown, more)
-        if not self.intake_open and len(self.live) <= len(self.abandoned):
-            self._on_empty()
+        if not self.intake_open:
+            self.look_whether_empty()
 
     def mark_cancelled(self, item: Live) -> None:
         """Remember that an entry was asked to end."""
+        self.odd.add(item.number)
         self.marks[item.number] = monotonic()
 
     def cancelled_lately(self, number: int) -> bool:
@@ -343,4 +343,4 @@ class Registry:
 
     def _total(self, outcome: str) -> int:
         count = self._tally[outcome] + self._elsewhere[outcome]
-        return count + self._finished if outcome == "finished" else count
+        return count + self.finished if outcome == "finished" else count

@@ -8,18 +8,21 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
-from contextvars import Context, copy_context
+from contextvars import Context
 from functools import partial
 from threading import get_ident
 from time import monotonic
+from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar
 
 from ebbtide.admission import Gate
 from ebbtide.block import Block
 from ebbtide.cancelling import cancel_everywhere, cancel_here
+from ebbtide.counted import CROWD, counted
 from ebbtide.entries import (
     Live,
     ManagedTask,
+    close_unbegun,
     current_entry,
     name_of,
     outcome_of,
@@ -42,8 +45,6 @@ P = ParamSpec("P")
 
 REMEMBERED = 200
 """How many durations of finished work a scope keeps for the estimate."""
-
-_set_current = current_entry.set
 
 
 class Scope(Parent):
@@ -151,39 +152,41 @@ class Scope(Parent):
         # In before it is asked for, and before the task exists: an eager task may have ended before it is returned.
         live[number] = None
         now = monotonic()
-        plain = (
-            registry.intake_open
-            and self.gate.plain
-            and len(live) <= registry.gate.max_tasks
-            and registry.bucket.take(now)
-        )
-        if plain and timeout_s is None is self.timeout_s and get_ident() == registry.home:
-            # The usual start in the fewest steps: `start` spelled out.
-            loop = registry.loop
-            if loop is not None and loop.get_task_factory() is None:
-                try:
-                    if context is None:
-                        context = copy_context()
-                    context.run(_set_current, number)
-                    task = ManagedTask(coroutine, loop=loop, name=name or self.name, context=context)
-                except BaseException:
-                    coroutine.close()
-                    registry.withdraw(number)
-                    raise
-                task.number = number
-                task.scope = self
-                task.meta = meta
-                task.started_at = now
-                live[number] = task
-                # In the task's own context, which is there already: a crash is logged with its trace id.
-                task.add_done_callback(registry.on_task_ended_at_home, context=context)
-                return task
-        if not plain:
-            try:
-                self._ask(number, now)
-            except Refused:
-                coroutine.close()
-                raise
+        held = len(live)
+        if registry.intake_open and self.gate.plain and held <= registry.gate.max_tasks:
+            bucket = registry.bucket
+            full_at = bucket.full_at
+            if full_at - now <= bucket.slack_s:
+                # `TokenBucket.take` spelled out, and below `start` for the usual case: a call costs more than its work.
+                bucket.full_at = (full_at if full_at > now else now) + bucket.interval_s  # noqa: FURB136 (the same)
+                if (
+                    timeout_s is None is self.timeout_s
+                    and held <= CROWD
+                    and get_ident() == registry.home
+                    and type(coroutine) is CoroutineType
+                ):
+                    loop = registry.loop
+                    if loop is not None and loop.get_task_factory() is None:
+                        running = counted(registry, number, coroutine)
+                        try:
+                            task = ManagedTask(running, loop=loop, name=name or self.name, context=context)
+                        except BaseException:
+                            close_unbegun(running)
+                            registry.withdraw(number)
+                            raise
+                        task.number = number
+                        task.scope = self
+                        task.meta = meta
+                        task.started_at = now
+                        live[number] = task
+                        return task
+                limit_s = tighter(timeout_s, self.timeout_s)
+                return start(self, number, now, coroutine, name, meta, limit_s, context)
+        try:
+            self._ask(number, now)
+        except Refused:
+            coroutine.close()
+            raise
         limit_s = tighter(timeout_s, self.timeout_s)
         return start(self, number, now, coroutine, name, meta, limit_s, context)
 
@@ -239,12 +242,12 @@ class Scope(Parent):
             self.durations.append(monotonic() - item.started_at)
         self.registry.end(item.number, outcome, self.gate)
 
-    def task_ended(self, item: Live, task: asyncio.Task[Any]) -> None:
-        """Count the end of an entry by how its task ended, and do what follows from a crash."""
-        outcome = outcome_of(task, item)
+    def task_ended(self, item: Live, error: BaseException | None) -> None:
+        """Count the end of an entry by what its task raised, and do what follows from a crash."""
+        outcome = outcome_of(error, item)
         self.end(item, outcome)
         if outcome == "failed":
-            self.crashed(item, task.exception())
+            self.crashed(item, error)
 
     def supervise(
         self,

@@ -8,9 +8,11 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
 from functools import partial
 from threading import get_ident
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ebbtide.entries import Entry, ManagedTask, current_entry, name_of
+from ebbtide.counted import CROWD, counted
+from ebbtide.entries import Entry, ManagedTask, close_unbegun, current_entry, error_of, name_of
 from ebbtide.timelimit import TimeLimit
 
 if TYPE_CHECKING:
@@ -42,28 +44,36 @@ def start(
         context: None: a copy of the caller's.
     """
     registry = scope.registry
+    running = coroutine
     try:
         # Cheaper than asking asyncio, which looks up the process id first.
         loop = registry.loop if get_ident() == registry.home else None
         if loop is None:
             loop = get_running_loop()
-        if context is None:
-            context = copy_context()
-        context.run(current_entry.set, number)
-        running = coroutine if limit_s is None else TimeLimit(registry, number, limit_s).run(coroutine)
-        if loop.get_task_factory() is not None:
-            return _start_by_factory(scope, number, name, meta, running, coroutine, context)
+        if limit_s is not None:
+            running = TimeLimit(registry, number, limit_s).run(coroutine)
+        by_factory = loop.get_task_factory() is not None
+        at_home = loop is registry.loop
+        call_back = by_factory or not at_home or len(registry.live) > CROWD or type(coroutine) is not CoroutineType
+        if not call_back:
+            running = counted(registry, number, running)
+        else:
+            if context is None:
+                context = copy_context()
+            context.run(current_entry.set, number)
+            if by_factory:
+                return _start_by_factory(scope, number, name, meta, running, coroutine, context)
         task = ManagedTask(running, loop=loop, name=name or scope.name, context=context)
         task.number = number
         task.scope = scope
         task.meta = meta
         task.started_at = now
         registry.live[number] = task
-        task.add_done_callback(registry.on_task_ended, context=context)
-        if running is not coroutine:
-            task.add_done_callback(partial(_close, coroutine))
+        if call_back:
+            ended = registry.on_task_ended_at_home if at_home else registry.on_task_ended
+            task.add_done_callback(ended, context=context)
     except BaseException:
-        coroutine.close()
+        close_unbegun(running)
         registry.withdraw(number)
         scope.gate.leave(number, "cancelled")
         raise
@@ -124,7 +134,7 @@ def adopt(scope: Scope, task: asyncio.Task[Any], name: str | None, meta: Mapping
 
 
 def _adopted_ended(entry: Entry, task: asyncio.Task[Any]) -> None:
-    entry.scope.task_ended(entry, task)
+    entry.scope.task_ended(entry, error_of(task))
     entry.task = None
 
 
