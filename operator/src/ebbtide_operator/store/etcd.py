@@ -22,7 +22,8 @@ from ebbtide_operator.ports import (
     StoreSize,
     StoreUnavailable,
 )
-from ebbtide_operator.store.following import Answers, Follower
+from ebbtide_operator.store.following import Follower
+from ebbtide_operator.store.lanes import Answers
 from ebbtide_operator.store.session import Session
 
 PAGE = 1000
@@ -88,7 +89,10 @@ class EtcdStore:
     async def transact(self, compare: Sequence[Compare], then: Sequence[Put | Delete]) -> int | None:
         with _translated():
             result = await self._calls.transact(compare, then)
-        return result.revision if result.succeeded else None
+        if not result.succeeded:
+            return None
+        self._follower.wrote(then, result.revision)
+        return result.revision
 
     async def grant(self, ttl_s: int, *, lease: int = 0) -> int:
         with _translated():

@@ -65,10 +65,19 @@ class Resumption:
         """True once the store has confirmed every watch of the current connection."""
         return all(position.created for position in self._positions)
 
+    @property
+    def revision(self) -> int:
+        """Everything up to this revision was told."""
+        return min(position.next_revision for position in self._positions) - 1
+
     def begin(self) -> list[wire.WatchTarget]:
         """Return what to ask of a new connection."""
         for position in self._positions:
             position.created = False
+        return self.beside()
+
+    def beside(self) -> list[wire.WatchTarget]:
+        """Return what to ask of a further connection; what both tell is taken once."""
         return [
             wire.WatchTarget(number, position.key, self._prefix, position.next_revision)
             for number, position in enumerate(self._positions, 1)
