@@ -173,7 +173,7 @@ class Relay:
         key_value = self._mirror.values.get(key)
         # Of what we wrote ourselves the mirror may know a little more than its revision says.
         revision = max(self._mirror.revision, key_value.mod_revision if key_value else 0)
-        return _json(relay_wire.encode_range(key_value, revision))
+        return _json(relay_wire.encode_range(key_value, revision, self._store.cluster))
 
     async def _put(self, _request: web.Request, pod: PodIdentity, body: bytes) -> web.StreamResponse:
         put = relay_wire.decode_put(body)
@@ -233,7 +233,7 @@ class Relay:
             response = web.StreamResponse(headers={"Content-Type": "application/json"})
             await response.prepare(request)
             ends_at = self._clock() + WATCH_S * random.uniform(0.8, 1.2)  # noqa: S311 (spreads reconnects)
-            watcher = Watcher(self._mirror, response, subscription, targets)
+            watcher = Watcher(self._mirror, response, subscription, targets, self._store.cluster)
             try:
                 await watcher.run(lambda: self._closing or self._clock() > ends_at)
                 await response.write_eof()

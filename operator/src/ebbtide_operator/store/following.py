@@ -62,6 +62,11 @@ class Follower:
         """True where there is a watch, and all are confirmed by the store."""
         return bool(self._watches) and self.connected
 
+    @property
+    def cluster(self) -> int:
+        """Id of the store that is watched; 0: not known."""
+        return max((watch.resumption.cluster for watch in self._watches), default=0)
+
     def wrote(self, then: Sequence[Put | Delete], revision: int) -> None:
         """Take note of a transaction of our own that was applied: watches have to tell it.
 
