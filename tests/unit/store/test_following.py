@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ebbtide.etcd.errors import EtcdError, TimedOut, Unavailable
+from ebbtide.etcd.errors import EtcdError, TimedOut, Unauthenticated, Unavailable
 from ebbtide.etcd.messages import Changed, Delete, KeyValue, Put, RangeResult
 from ebbtide.etcd.wire import WatchAnswer, WatchTarget
 from ebbtide_operator.store.following import Follower
@@ -23,6 +23,7 @@ class Connection:
         self.start_revision = target.start_revision
         self.url = "http://etcd"
         self.closed = False
+        self.blamed: EtcdError | None = None
         self._said: asyncio.Queue[Any] = asyncio.Queue()
 
     def confirm(self, revision: int) -> None:
@@ -34,6 +35,9 @@ class Connection:
     def tell(self, *revisions: int) -> None:
         events = tuple(Changed(KeyValue(f"{PREFIX}a", b"%d" % one, 1, one), one) for one in revisions)
         self._said.put_nowait(WatchAnswer(1, revisions[-1], events=events))
+
+    def refuse(self, reason: str) -> None:
+        self._said.put_nowait(WatchAnswer(1, 0, created=True, canceled=True, cancel_reason=reason))
 
     def fail(self, error: Exception) -> None:
         self._said.put_nowait(error)
@@ -79,6 +83,9 @@ class Stand:
         self.connections.append(connection)
         try:
             yield connection
+        except EtcdError as error:
+            connection.blamed = error
+            raise
         finally:
             connection.closed = True
 
@@ -105,9 +112,9 @@ async def stand(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     assert all(connection.closed for connection in stand.connections)
 
 
-async def doubted(stand: Any) -> tuple[Connection, Connection]:
+async def doubted(stand: Any, opened: int = 2) -> tuple[Connection, Connection]:
     stand.write(11)
-    return stand.connections[0], await stand.opened(2)
+    return stand.connections[0], await stand.opened(opened)
 
 
 async def test_a_write_that_is_not_told_opens_a_second_connection_from_where_the_first_stood(stand: Any) -> None:
@@ -196,6 +203,24 @@ async def test_a_first_connection_that_only_says_that_it_lives_is_believed(stand
     first.progress(10)
     await until(lambda: second.closed)
     assert not first.closed
+
+
+async def test_what_is_wrong_with_an_answer_is_told_to_whoever_opened_the_connection(stand: Any) -> None:
+    """He logs in anew, or goes to another endpoint."""
+    stand.connections[0].fail(Unavailable("broken"))
+    second = await stand.opened(2)
+    second.refuse("etcdserver: invalid auth token")
+    third = await stand.opened(3)
+    assert isinstance(second.blamed, Unauthenticated)
+    third.confirm(10)
+    await until(lambda: stand.follower.watching)
+    _, fourth = await doubted(stand, 4)
+    fourth.refuse("etcdserver: invalid auth token")
+    await until(lambda: fourth.closed)
+    assert isinstance(fourth.blamed, Unauthenticated)
+    assert not third.closed
+    third.tell(11)
+    await until(lambda: stand.told == [11])
 
 
 async def test_a_mistake_of_ours_is_not_swallowed() -> None:

@@ -147,7 +147,9 @@ class Follower:
                             yield changes
                 except Compacted:
                     raise
-                except EtcdError:
+                except EtcdError as error:
+                    if error is not received:
+                        await lane.close(error)
                     if len(lanes) == 1:
                         raise
                     await _close(lanes, keep=[one for one in lanes if one is not lane])

@@ -53,9 +53,16 @@ class Lane:
         self._connection = connection
         self._patience = patience
         self._inbox = inbox
+        self._blame: EtcdError | None = None
         self._task = asyncio.create_task(self._run())
 
-    async def close(self) -> None:
+    async def close(self, blame: EtcdError | None = None) -> None:
+        """End the connection.
+
+        Args:
+            blame: What is wrong with what it said; whoever opened it draws his conclusions: another login or endpoint.
+        """
+        self._blame = blame
         self._task.cancel()
         await asyncio.wait([self._task])
 
@@ -64,22 +71,29 @@ class Lane:
             await self._read()
         except Exception as error:  # noqa: BLE001 (passed on, and raised there)
             # Whoever follows the watch decides, also about a mistake of ours.
-            await self._inbox.put((self, error))
+            if error is not self._blame:
+                await self._inbox.put((self, error))
 
     async def _read(self) -> None:
         async with self._connection as answers:
             self.url = answers.url
-            while True:
-                try:
-                    received = await answers.next(
-                        self._patience.inactivity_s if self.confirmed else self._patience.confirm_s
-                    )
-                except TimedOut as error:
-                    if self.confirmed:
-                        raise Silence(str(error)) from error
-                    raise
-                self.confirmed = self.confirmed or any(answer.created for answer in received)
-                await self._inbox.put((self, received))
+            try:
+                while True:
+                    received = await self._next(answers)
+                    self.confirmed = self.confirmed or any(answer.created for answer in received)
+                    await self._inbox.put((self, received))
+            except asyncio.CancelledError:
+                if self._blame is not None:
+                    raise self._blame from None
+                raise
+
+    async def _next(self, answers: Answers) -> Sequence[WatchAnswer]:
+        try:
+            return await answers.next(self._patience.inactivity_s if self.confirmed else self._patience.confirm_s)
+        except TimedOut as error:
+            if self.confirmed:
+                raise Silence(str(error)) from error
+            raise
 
 
 Inbox = asyncio.Queue[tuple[Lane, Sequence[WatchAnswer] | Exception]]
