@@ -132,4 +132,12 @@ def operator() -> list[Any]:
             units={},
             width=12,
         ),
+        panels.rows(
+            "Version of etcd",
+            "The member that each replica asked last. Normal: one version, fine. Bad: docs/store.md says what it "
+            "lacks; nothing stops working.",
+            {"Replicas": f"count by (version, judgement) (ebbtide_store_version_info{{{OPERATOR}}})"},
+            units={},
+            width=12,
+        ),
     ]

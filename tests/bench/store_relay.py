@@ -18,7 +18,7 @@ from ebbtide.protocol import Desired, DrainRecord, Order, Outcome, Phase, Rollou
 from ebbtide_operator.core.model import WorkloadKey
 from ebbtide_operator.metrics import Metrics
 from ebbtide_operator.ports import Deposed, PodIdentity, StoreUnavailable
-from ebbtide_operator.serve import relay
+from ebbtide_operator.serve import relay, reviews
 from ebbtide_operator.serve.app import Server
 from ebbtide_operator.store.drain_state import MirroredDrainState
 from ebbtide_operator.store.gateway import Gateway
@@ -30,7 +30,7 @@ ORDERS = WorkloadKey("shop", "deployment", "orders")
 class RelayProcess:
     def __init__(self, etcd: str) -> None:
         # All pods of the bench share one address, and ask faster than pods of one node do.
-        relay.REVIEWS_PER_S = relay.REVIEWS_AT_ONCE = MANY
+        reviews.REVIEWS_PER_S = reviews.REVIEWS_AT_ONCE = MANY
         self._metrics = Metrics()
         self._store = Gateway([etcd])
         self._state = MirroredDrainState(self._store)

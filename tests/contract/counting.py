@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ebbtide.etcd import Changed, EtcdClient, EtcdError, KeyValue, Removed, Resync
-from ebbtide_operator.ports import Store
+from ebbtide.etcd import Changed, Delete, EtcdClient, EtcdError, KeyValue, Put, Removed, Resync
+from ebbtide_operator.ports import Store, StoreUnavailable
 
 PREFIX = "/w/"
 PAUSE_S = 0.004
@@ -91,6 +91,48 @@ class Writer:
                     self._stop.wait(0.01)
                 else:
                     self._stop.wait(PAUSE_S)
+
+
+class OwnWriter(Writer):
+    """The same through the very store that is under test, in its loop: as the operator writes."""
+
+    def __init__(self, store: Store, urls: list[str]) -> None:
+        super().__init__(urls)
+        self._store = store
+        self._ended = threading.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._write())
+
+    def stop(self) -> None:
+        """End it; not from its own loop."""
+        self._stop.set()
+        self._running.set()
+        if self._task is not None:
+            self._ended.wait()
+
+    async def _write(self) -> None:
+        try:
+            number = 0
+            while not self._stop.is_set():
+                if not self._running.is_set():
+                    self._idle.set()
+                    while not self._running.is_set():  # noqa: ASYNC110 (another thread says so)
+                        await asyncio.sleep(PAUSE_S)
+                number += 1
+                key = f"{PREFIX}{number:07}"
+                began_at = time.monotonic()
+                try:
+                    await self._store.transact([], [Put(key, b"x" * 64)])
+                    self.writes.append(Write(key, number % 10 == 5, began_at, time.monotonic()))
+                    if number % 10 == 0:
+                        await self._store.transact([], [Delete(f"{PREFIX}{number - 5:07}")])
+                except StoreUnavailable:
+                    self.failures += 1
+                await asyncio.sleep(PAUSE_S)
+        finally:
+            self._ended.set()
 
 
 class Reader:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ebbtide.etcd import EtcdClient, Overloaded
-from tests.contract.counting import Count, Reader, Writer, settle, told
+from tests.contract.counting import Count, OwnWriter, Reader, Writer, settle, told
 from tests.contract.member import Member, three
 from tests.contract.proxy import Proxy
 
@@ -33,7 +33,7 @@ class Scene:
         ways = [proxy.url for proxy in self.proxies] or self.urls
         self.store = adapter(ways, timeout_s=TIMEOUT_S, inactivity_s=INACTIVITY_S, **fault.credentials)
         self.reader = Reader(self.store)
-        self.writer = Writer(self.urls, fault.credentials)
+        self.writer = OwnWriter(self.store, self.urls) if fault.own else Writer(self.urls, fault.credentials)
         self.round = itertools.count()
 
     async def start(self) -> None:
@@ -127,6 +127,14 @@ async def silent(scene: Scene) -> float:
     return time.monotonic()
 
 
+async def silent_for_us(scene: Scene) -> float:
+    """The same where the store under test writes as well: nobody hears the answers either."""
+    scene.proxy.silent = True
+    await scene.failing()
+    scene.proxy.silent = False
+    return time.monotonic()
+
+
 async def deposed(scene: Scene) -> float:
     """The leader of three members dies; it is back in the next round."""
     for member in scene.members:
@@ -152,7 +160,8 @@ class Fault:
 
     Attributes:
         harm: Does harm, undoes it, and returns when it was undone (monotonic).
-        proxied: The store under test goes through a proxy; the writer does not.
+        proxied: The store under test goes through a proxy; another writer does not.
+        own: The store under test writes itself.
         clustered: There are three members.
         credentials: Who everybody logs in as.
         flags: Further flags of etcd.
@@ -160,12 +169,13 @@ class Fault:
 
     harm: Callable[[Scene], Awaitable[float]]
     proxied: bool = False
+    own: bool = False
     clustered: bool = False
     credentials: dict[str, str] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
 
 
-SILENT = f"silent connections, noticed after {INACTIVITY_S:g} s"
+SILENT = f"silent connections, others write: noticed after {INACTIVITY_S:g} s"
 FAULTS = {
     "SIGKILL, restart with data": Fault(killed),
     "SIGKILL, every login forgotten": Fault(
@@ -176,6 +186,7 @@ FAULTS = {
     "compaction while cut off": Fault(compacted, proxied=True),
     "connections cut, also while catching up": Fault(cut, proxied=True),
     "slow connections": Fault(slow, proxied=True),
+    "silent connections, own writes": Fault(silent_for_us, proxied=True, own=True),
     SILENT: Fault(silent, proxied=True),
     "database full": Fault(full, flags=(f"--quota-backend-bytes={16 * MIB}",)),
     "leader of three members killed": Fault(deposed, clustered=True),

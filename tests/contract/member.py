@@ -115,9 +115,15 @@ class Member:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
-    def wipe(self) -> None:
-        """Lose the data, as an emptyDir does; only while it is killed."""
+    def wipe(self, *, token: str = "") -> None:
+        """Lose the data, as an emptyDir does; only while it is killed.
+
+        Args:
+            token: Begin as another cluster, as the chart's etcd does; empty: as the same one again.
+        """
         shutil.rmtree(self.folder / "data")
+        if token:
+            self._command.append(f"--initial-cluster-token={token}")
 
     @property
     def running(self) -> bool:

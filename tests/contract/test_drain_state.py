@@ -19,6 +19,7 @@ from ebbtide_operator.store import drain_state as module
 from ebbtide_operator.store.drain_state import MirroredDrainState
 from ebbtide_operator.store.gateway import Gateway
 from tests.contract.member import Member
+from tests.contract.proxy import Proxy
 from tests.contract.watching import collect
 
 pytestmark = pytest.mark.etcd
@@ -32,7 +33,7 @@ def an_order(epoch: int, generation: int = 1) -> Order:
 
 
 @contextlib.asynccontextmanager
-async def replica(etcd: Member, prefix: str = "/ebbtide/v1") -> AsyncIterator[Any]:
+async def replica(etcd: Member | Proxy, prefix: str = "/ebbtide/v1") -> AsyncIterator[Any]:
     store = Gateway([etcd.url], timeout_s=1.0, inactivity_s=3.0)
     state = MirroredDrainState(store, prefix=prefix)
     task = asyncio.create_task(state.run())
@@ -127,6 +128,46 @@ async def test_an_emptied_store_begins_anew(etcd: Member, monkeypatch: pytest.Mo
         assert set(state.orders("shop")) == {"u1"}
         holding.cancel()
         await asyncio.gather(holding, return_exceptions=True)
+
+
+@pytest.mark.timeout(120)
+async def test_a_store_that_was_replaced_and_counted_on_begins_anew(
+    etcd: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off while it was emptied, the operator finds revisions that go on where the old ones ended."""
+    monkeypatch.setattr("ebbtide_operator.store.leadership.RETRY_S", 0.1)
+    proxy = Proxy(etcd.port)
+    epochs: list[int] = []
+    try:
+        async with replica(proxy) as state:
+            holding = asyncio.create_task(state.hold_leadership("me", began=epochs.append))
+            await until(lambda: epochs)
+            await state.send_order("shop", "u0", an_order(state.epoch, generation=9))
+            kept = state.keys.order("shop", "u0")
+            proxy.refusing = True
+            proxy.cut()
+            await until(lambda: not state.healthy)
+            seen, cluster = state.mirror.revision, state._store.cluster
+            await asyncio.to_thread(etcd.kill)
+            etcd.wipe(token="another")
+            await asyncio.to_thread(etcd.start)
+            with EtcdClient([etcd.url]) as client:
+                # As the other replica does; then something else, until a revision says nothing any more.
+                first = an_order(3)
+                client.put(kept, first.encode())
+                while client.put("/elsewhere", b"") <= seen + 10:
+                    pass
+            proxy.refusing = False
+            # Written earlier in the count than what is known: nothing but the id says that it is newer.
+            await until(lambda: state.order("shop", "u0") == first)
+            assert state._store.cluster not in (0, cluster)
+            await until(lambda: len(epochs) == 2 and state.epoch)
+            await state.send_order("shop", "u0", an_order(state.epoch))
+            assert state.order("shop", "u0") == an_order(state.epoch)
+            holding.cancel()
+            await asyncio.gather(holding, return_exceptions=True)
+    finally:
+        proxy.close()
 
 
 async def test_history_is_bounded_in_etcd(etcd: Member) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import re
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -24,6 +25,7 @@ from ebbtide_operator.ports import (
 from ebbtide_operator.store.etcd3 import Etcd3
 from ebbtide_operator.store.gateway import Gateway
 from ebbtide_operator.store.memory import MemoryStore
+from ebbtide_operator.store.survey import Survey
 
 
 @pytest.fixture(
@@ -301,13 +303,21 @@ async def test_concurrent_transactions_on_one_key_have_one_winner(store: Any, pr
     assert (await store.get(prefix + "k")).value == b"%d" % winners[0]
 
 
+async def test_says_its_version(store: Any) -> None:
+    shown: list[Any] = []
+    assert await Survey(store, lambda status, fault: shown.append((status.version, fault))).look()
+    ((version, fault),) = shown
+    assert fault == ""
+    assert bool(re.fullmatch(r"3\.\d+\.\d+.*", version)) != isinstance(store, MemoryStore)
+
+
 async def test_says_how_much_room_it_takes(store: Any, prefix: str) -> None:
-    before = await store.size()
+    before = await store.status()
     for number in range(4):
         await put(store, f"{prefix}{number}", b"x" * 512 * 1024)
     async with asyncio.timeout(10):
         # etcd writes to its file in batches.
-        while (after := await store.size()).file < before.file + 1024 * 1024:  # noqa: ASYNC110
+        while (after := await store.status()).file < before.file + 1024 * 1024:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     if isinstance(store, Gateway):
         assert 0 < after.in_use <= after.file < after.quota

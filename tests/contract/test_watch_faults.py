@@ -222,6 +222,37 @@ def test_a_store_that_lost_its_data_is_told_from_a_slow_one(
     wait_until(lambda: state_of(watching.changes) == {PREFIX + "0": b"reborn", PREFIX + "1": b"on"})
 
 
+def test_a_store_that_lost_its_data_and_counted_on_is_told_from_the_old_one(
+    etcd: Member, client: Any, proxy: Proxy, watching_of: Any
+) -> None:
+    for name in ("kept", "gone"):
+        client.put(PREFIX + name, b"old")
+    watching = watching_of([proxy.url], PREFIX)
+    seen = client.put(PREFIX + "kept", b"last")
+    wait_until(lambda: b"last" in values(watching.changes))
+    before = len(watching.changes)
+    proxy.refusing = True
+    proxy.cut()
+    wait_until(lambda: not watching.connected)
+    etcd.kill()
+    etcd.wipe(token="another")
+    etcd.start()
+    # Past all that the watch saw: a revision tells nothing any more.
+    revision = 0
+    while revision <= seen + 5:
+        revision = client.put(PREFIX + "kept", b"new")
+    proxy.refusing = False
+    wait_until(lambda: len(watching.changes) > before)
+    resync = watching.changes[before]
+    assert isinstance(resync, Resync)
+    assert resync.restarted
+    wait_until(lambda: state_of(watching.changes) == {PREFIX + "kept": b"new"})
+    wait_until(lambda: watching.connected)
+    client.put(PREFIX + "on", b"-")
+    wait_until(lambda: PREFIX + "on" in state_of(watching.changes))
+    assert sum(isinstance(change, Resync) and change.restarted for change in watching.changes) == 1
+
+
 def test_goes_to_the_endpoint_that_lives(etcd: Member, client: Any, watching_of: Any) -> None:
     dead = Member()
     watching = watching_of([f"http://127.0.0.1:{dead.port}", etcd.url, dead.url], PREFIX)

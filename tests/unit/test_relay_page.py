@@ -20,6 +20,7 @@ def test_a_test_that_the_page_names_exists(name: str) -> None:
 
 
 def test_every_attack_has_a_test() -> None:
-    rows = [line for line in (ROOT / "docs/relay.md").read_text().splitlines() if line.startswith("| ")][2:]
+    section = (ROOT / "docs/relay.md").read_text().partition("## Attacks")[2].partition("## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
     assert len(rows) > 15
     assert all("`test_" in row.split(" | ")[-1] for row in rows)

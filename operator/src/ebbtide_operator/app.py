@@ -7,7 +7,6 @@ the kubelet starts it again, and it goes on from what it finds in the cluster an
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import signal
@@ -38,14 +37,13 @@ from ebbtide_operator.serve.relay import Relay
 from ebbtide_operator.settings import Settings
 from ebbtide_operator.store.adapters import make_store
 from ebbtide_operator.store.drain_state import MirroredDrainState
+from ebbtide_operator.store.survey import Survey
 
 logger = logging.getLogger(__name__)
 
 CERTIFICATE_CHECK_S = 60.0
 CERTIFICATE_RETRY_S = 0.5
 SWEEP_S = 300.0
-MEASURE_S = 60.0
-"""How often to ask etcd for its size."""
 STUCK_S = 120.0
 SPACING_S = 0.05
 """A rolling update of 200 pods wakes its workload some hundred times a second."""
@@ -119,7 +117,7 @@ class App:
                 "secure port": self._serve,
                 "election": self._elect,
                 "gauges": self._show_health,
-                "store size": self._measure_store,
+                "store status": Survey(self._store, self._metrics.show_store).run,
             }.items()
         ]
         try:
@@ -244,13 +242,6 @@ class App:
             self._metrics.epoch.set(self._state.epoch)
             self._metrics.queue_depth.set(self._queue.depth if self._queue is not None else 0)
             await asyncio.sleep(1)
-
-    async def _measure_store(self) -> None:
-        while True:
-            with contextlib.suppress(StoreUnavailable):
-                size = await self._store.size()
-                self._metrics.show_database({"file": size.file, "in_use": size.in_use, "quota": size.quota})
-            await asyncio.sleep(MEASURE_S)
 
     # --- planning
 

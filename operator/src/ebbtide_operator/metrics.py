@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from ebbtide.protocol import TASK_OUTCOMES, RolloutPhase
 from ebbtide_operator.core.model import Mode, Plan, Snapshot, WorkloadKey
+from ebbtide_operator.ports import StoreStatus
 
 WORKLOAD = ("namespace", "kind", "workload")
 DRAIN_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -115,11 +116,21 @@ class Metrics:
                 label = outcome if outcome in TASK_OUTCOMES else OTHER
                 self.tasks.labels(key.namespace, key.kind, key.name, label).inc(count)
 
-    def show_database(self, parts: Mapping[str, int | None]) -> None:
-        """Show the size of etcd's database by part, in bytes; a part that is not known is not shown."""
+    def show_store(self, status: StoreStatus, fault: str) -> None:
+        """Show what etcd says of itself; what it does not say is not shown.
+
+        Args:
+            status: Its answer.
+            fault: What is wrong with its version; empty: nothing that is known.
+        """
+        parts = {"file": status.file, "in_use": status.in_use, "quota": status.quota}
         for part, size in parts.items():
             if size is not None:
                 self.store_database.labels(part).set(size)
+        # The member that answered last: one series, whatever the versions over time.
+        self.store_version.clear()
+        if status.version:
+            self.store_version.labels(status.version, "bad" if fault else "fine").set(1)
 
     def _drains(self) -> None:
         registry = self.registry
@@ -195,6 +206,12 @@ class Metrics:
             "ebbtide_store_database_bytes",
             "Size of etcd's database: its file, what is in use of it, and the quota at which etcd refuses writes.",
             ("part",),
+            registry=registry,
+        )
+        self.store_version = Gauge(
+            "ebbtide_store_version_info",
+            "Always 1; the version of etcd, and whether it is known to be bad.",
+            ("version", "judgement"),
             registry=registry,
         )
         self.leader = Gauge("ebbtide_leader", "1 in the replica that plans.", registry=registry)

@@ -29,7 +29,7 @@ __all__ = [
     "Removed",
     "Resync",
     "Store",
-    "StoreSize",
+    "StoreStatus",
     "StoreUnavailable",
 ]
 
@@ -68,14 +68,15 @@ class PodIdentity:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreSize:
-    """Room that the store's database takes, in bytes; None: it does not say."""
+class StoreStatus:
+    """The version of the store (empty: it does not say), and the room that its database takes, in bytes."""
 
+    version: str
     file: int
     in_use: int | None = None
     """The rest of the file is what compaction left behind."""
     quota: int | None = None
-    """Where the file reaches it, the store refuses every write."""
+    """Where the file reaches it, the store refuses every write. None, here and above: it does not say."""
 
 
 class Store(Protocol):
@@ -102,8 +103,8 @@ class Store(Protocol):
     async def revoke(self, lease: int) -> None:
         """End a lease and delete its keys; an expired one is no error."""
 
-    async def size(self) -> StoreSize:
-        """Return how much room the database takes."""
+    async def status(self) -> StoreStatus:
+        """Return what the store says of itself; of several members one answers."""
 
     def watch(self, prefix: str, after: int) -> AsyncGenerator[Sequence[Changed | Removed | Resync], None]:
         """Yield what happens under a prefix after a revision, without a gap, until closed.
@@ -115,6 +116,10 @@ class Store(Protocol):
     @property
     def healthy(self) -> bool:
         """True where the watch is connected and the last call succeeded."""
+
+    @property
+    def cluster(self) -> int:
+        """Id of the store that the watch told from: another one where it was emptied or replaced; 0: not known."""
 
     async def close(self) -> None: ...
 

@@ -411,6 +411,13 @@ def test_etcd_needs_a_client_certificate_and_shows_plain_http_only_its_health() 
     assert all(arguments[name].startswith("/etc/etcd/tls/") for name in ("trusted-ca-file", "cert-file", "key-file"))
 
 
+def test_an_etcd_that_begins_empty_has_an_id_that_none_had_before() -> None:
+    etcd = container(render(), "StatefulSet")
+    assert "--initial-cluster-token=$(POD_UID)" in etcd["args"]
+    uid = next(one for one in etcd["env"] if one["name"] == "POD_UID")
+    assert uid["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.uid"
+
+
 def test_etcd_has_a_volume_only_where_it_is_wanted() -> None:
     plain = only(render(), "StatefulSet")["spec"]
     assert "volumeClaimTemplates" not in plain

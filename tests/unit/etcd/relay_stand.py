@@ -68,6 +68,11 @@ class Stand:
         self.reviews.append(token)
         return TOKENS.get(token)
 
+    async def nobody(self, token: str) -> PodIdentity | None:
+        """Review as Kubernetes does once every token has expired."""
+        self.reviews.append(token)
+        return None
+
     async def __aenter__(self) -> Any:
         app = web.Application()
         app.add_routes(self.relay.routes())

@@ -261,6 +261,24 @@ async def test_a_store_that_began_anew_is_found_out(stand: Stand, monkeypatch: p
     assert changes[3] == Removed(ORDER, empty.revision)
 
 
+async def test_a_store_that_was_replaced_and_counted_on_is_found_out(stand: Stand) -> None:
+    stand.store.cluster = 7
+    seen = await stand.write(ORDER, b"old")
+    with stand.client("alice") as client:
+        follower = Follower(client, [ORDER])
+        await follower.until(1)
+        other = MemoryStore()
+        other.cluster = 8
+        while other.revision < seen + 5:
+            await other.transact([], [Put(PHASE, b"{}")])
+        stand.relay._store = stand.state._store = other
+        stand.state.mirror.apply([Resync((), other.revision, restarted=True)])
+        changes = await follower.until(3)
+        await follower.end()
+    assert changes[1] == Resync((), other.revision, restarted=True)
+    assert changes[2] == Removed(ORDER, other.revision)
+
+
 async def test_a_watch_ends_after_a_while(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "PROGRESS_S", 0.02)
     async with stand.watch({"key": b64(ORDER)}) as lines:

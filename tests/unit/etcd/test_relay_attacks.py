@@ -1,15 +1,16 @@
 """What a pod tries that it may not: every one is refused, in etcd's own shape, and changes nothing."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from ebbtide_operator.ports import Put
+from ebbtide_operator.ports import PodIdentity, Put
 from ebbtide_operator.serve import relay as module
-from ebbtide_operator.serve import watcher
+from ebbtide_operator.serve import reviews, watcher
 from ebbtide_operator.serve.identity import IdentityCache
 from ebbtide_operator.serve.limits import TokenBuckets
 from tests.unit.etcd.relay_stand import ALICE, BOB, EVE, KEYS, Stand, a_report, b64, until
@@ -368,9 +369,49 @@ async def test_a_pod_that_does_not_read_is_let_go(stand: Stand, monkeypatch: pyt
 
 
 async def test_a_flood_of_unknown_tokens_does_not_reach_kubernetes(stand: Stand) -> None:
-    for number in range(module.REVIEWS_AT_ONCE.__trunc__() + 50):
+    for number in range(int(reviews.REVIEWS_AT_ONCE) + 50):
         await stand.post("/v3/kv/range", {"key": b64(ORDER)}, token=f"bad-{number}")
-    assert len(stand.reviews) == module.REVIEWS_AT_ONCE
+    assert len(stand.reviews) == reviews.REVIEWS_AT_ONCE
+
+
+def a_token(pod: PodIdentity, number: int = 0) -> str:
+    """Return what a token for a pod looks like; nobody signed it."""
+    claims = {"kubernetes.io": {"namespace": pod.namespace, "pod": {"name": pod.name, "uid": pod.uid}}, "jti": number}
+    return ".".join(
+        base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (b"{}", json.dumps(claims).encode(), b"made up")
+    )
+
+
+async def test_made_up_tokens_in_the_name_of_a_pod_are_nobodys_and_few(stand: Stand) -> None:
+    for number in range(int(reviews.POD_REVIEWS_AT_ONCE + reviews.REVIEWS_AT_ONCE) + 50):
+        status, _ = await stand.post("/v3/kv/range", {"key": b64(ORDER)}, token=a_token(ALICE, number))
+        assert status in {401, 429}
+    assert len(stand.reviews) == reviews.POD_REVIEWS_AT_ONCE + reviews.REVIEWS_AT_ONCE
+    # The pod itself is known by its token, and another one is not concerned.
+    status, _ = await stand.post("/v3/kv/range", {"key": b64(ORDER)}, token=a_token(BOB))
+    assert status == 401
+
+
+async def test_a_known_token_is_reviewed_again_whatever_the_flood(stand: Stand) -> None:
+    assert (await stand.post("/v3/kv/range", {"key": b64(ORDER)}))[0] == 200
+    stand.now += 61
+    for number in range(int(reviews.REVIEWS_AT_ONCE) + 5):
+        await stand.post("/v3/kv/range", {"key": b64(ORDER)}, token=f"bad-{number}")
+    assert (await stand.post("/v3/kv/range", {"key": b64(ORDER)}))[0] == 200
+    assert stand.reviews.count("alice") == 2
+
+
+async def test_a_token_that_is_good_no_longer_is_reviewed_as_any_other(stand: Stand) -> None:
+    assert (await stand.post("/v3/kv/range", {"key": b64(ORDER)}))[0] == 200
+    for number in range(int(reviews.REVIEWS_AT_ONCE)):
+        await stand.post("/v3/kv/range", {"key": b64(ORDER)}, token=f"bad-{number}")
+    stand.reviewer = stand.nobody
+    before = len(stand.reviews)
+    stand.now += 61
+    for _ in range(20):
+        assert (await stand.post("/v3/kv/range", {"key": b64(ORDER)}))[0] in {401, 429}
+        stand.now += 6
+    assert len(stand.reviews) - before <= 20
 
 
 # --- the parts

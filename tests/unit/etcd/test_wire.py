@@ -51,10 +51,11 @@ def body(document: dict[str, Any]) -> bytes:
     return json.dumps(gateway(document)).encode()
 
 
-@given(st.lists(key_values, max_size=5), revisions, st.booleans())
-def test_reads_a_range_with_every_zero_left_out(items: Any, revision: Any, more: Any) -> None:
-    answer = body({"header": {"revision": revision}, "kvs": [spelled_key_value(kv) for kv in items], "more": more})
-    assert wire.decode_range(answer) == wire.Page(RangeResult(tuple(items), revision), more)
+@given(st.lists(key_values, max_size=5), revisions, st.integers(0, 2**64 - 1), st.booleans())
+def test_reads_a_range_with_every_zero_left_out(items: Any, revision: Any, cluster: int, more: Any) -> None:
+    header = {"revision": revision, "cluster_id": cluster}
+    answer = body({"header": header, "kvs": [spelled_key_value(kv) for kv in items], "more": more})
+    assert wire.decode_range(answer) == wire.Page(RangeResult(tuple(items), revision, cluster), more)
 
 
 @given(st.lists(st.one_of(key_values, st.tuples(keys, revisions)), max_size=5), revisions, st.integers(0, 9))

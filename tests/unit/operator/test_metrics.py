@@ -6,6 +6,7 @@ from prometheus_client import generate_latest
 from ebbtide.protocol import TASK_OUTCOMES
 from ebbtide_operator.core.model import Mode, Plan, PodView, Policy, Problem, Snapshot, WorkloadKey, WorkloadView
 from ebbtide_operator.metrics import Metrics
+from ebbtide_operator.ports import StoreStatus
 
 PARTS = ("file", "in_use", "quota")
 KEY = WorkloadKey("shop", "deployment", "orders")
@@ -70,9 +71,20 @@ def test_no_metric_can_have_a_label_that_grows_with_pods() -> None:
 
 def test_a_part_of_the_database_that_etcd_does_not_tell_is_not_shown() -> None:
     metrics = Metrics()
-    metrics.show_database({"file": 4096, "in_use": 1024, "quota": None})
+    metrics.show_store(StoreStatus("3.6.16", 4096, 1024), "")
     shown = {part: metrics.registry.get_sample_value("ebbtide_store_database_bytes", {"part": part}) for part in PARTS}
     assert shown == {"file": 4096, "in_use": 1024, "quota": None}
+
+
+def test_the_version_of_etcd_is_one_series_also_after_an_upgrade() -> None:
+    metrics = Metrics()
+    metrics.show_store(StoreStatus("3.5.29", 1), "leaks")
+    metrics.show_store(StoreStatus("3.6.16", 1), "")
+    page = generate_latest(metrics.registry).decode()
+    shown = [line for line in page.splitlines() if line.startswith("ebbtide_store_version_info")]
+    assert shown == ['ebbtide_store_version_info{judgement="fine",version="3.6.16"} 1.0']
+    metrics.show_store(StoreStatus("", 1), "")
+    assert "ebbtide_store_version_info{" not in generate_latest(metrics.registry).decode()
 
 
 def test_outcomes_that_a_pod_makes_up_share_one_series() -> None:

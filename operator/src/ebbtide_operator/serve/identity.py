@@ -37,8 +37,12 @@ class IdentityCache:
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     def remembers(self, token: str) -> bool:
-        """Say whether `identify` will answer without asking Kubernetes."""
-        return self._look(_digest(token)) is not None
+        """Say whether `identify` will answer without asking Kubernetes, or ask again about a token that was good.
+
+        Such a token is asked about once in `KNOWN_S`, and once more when it is good no longer.
+        """
+        digest = _digest(token)
+        return digest in self._known or self._look(digest) is not None
 
     async def identify(self, token: str) -> PodIdentity | None:
         """Return the pod that a token speaks for; None: no pod of this cluster."""

@@ -36,8 +36,19 @@ class TokenBuckets(Generic[Key]):
         self._most = most
         self._buckets: OrderedDict[Key, _Bucket] = OrderedDict()
 
+    def has(self, key: Key) -> bool:
+        """Say whether there is a token to take."""
+        return self._bucket(key).tokens >= 1
+
     def take(self, key: Key) -> bool:
         """Take a token; False: there is none."""
+        bucket = self._bucket(key)
+        if bucket.tokens < 1:
+            return False
+        bucket.tokens -= 1
+        return True
+
+    def _bucket(self, key: Key) -> _Bucket:
         now = self._clock()
         bucket = self._buckets.setdefault(key, _Bucket(self._burst, now))
         self._buckets.move_to_end(key)
@@ -45,7 +56,4 @@ class TokenBuckets(Generic[Key]):
             self._buckets.popitem(last=False)
         bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.at) * self._rate)
         bucket.at = now
-        if bucket.tokens < 1:
-            return False
-        bucket.tokens -= 1
-        return True
+        return bucket

@@ -29,6 +29,7 @@ from ebbtide_operator.serve import relay_wire
 from ebbtide_operator.serve.identity import IdentityCache
 from ebbtide_operator.serve.limits import TokenBuckets
 from ebbtide_operator.serve.relay_wire import Denial, forbidden
+from ebbtide_operator.serve.reviews import ReviewLimits
 from ebbtide_operator.serve.watcher import Watcher
 from ebbtide_operator.store.drain_state import MirroredDrainState
 from ebbtide_operator.store.mirror import Subscription
@@ -44,8 +45,6 @@ WATCH_S = 1800.0
 """Mean life of a watch: then the pod proves again who it is, and may land on another replica."""
 WATCHES_PER_POD = 4
 REQUESTS_PER_S, REQUESTS_AT_ONCE = 5.0, 30.0
-REVIEWS_PER_S, REVIEWS_AT_ONCE = 10.0, 100.0
-"""TokenReviews that one address may cause: a node's pods may share one."""
 TTL_S = range(10, 121)
 LEASE_SLOTS = 16
 """Leases that one pod may have at a time."""
@@ -84,7 +83,7 @@ class Relay:
         self._keys = state.keys
         self._addresses = Addresses(state.keys)
         self._requests: TokenBuckets[str] = TokenBuckets(REQUESTS_PER_S, REQUESTS_AT_ONCE, clock)
-        self._reviews: TokenBuckets[str] = TokenBuckets(REVIEWS_PER_S, REVIEWS_AT_ONCE, clock)
+        self._reviews = ReviewLimits(lambda namespace, uid: workload_of(namespace, uid) is not None, clock)
         self._watches: Counter[str] = Counter()
         self._subscriptions: set[Subscription] = set()
         self._closing = False
@@ -137,8 +136,8 @@ class Relay:
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise Denial(401, wire.UNAUTHENTICATED, "no bearer token")
-        if not self._identities.remembers(token) and not self._reviews.take(request.remote or ""):
-            raise Denial(429, wire.RESOURCE_EXHAUSTED, "too many new tokens from this address")
+        if not self._identities.remembers(token) and not self._reviews.admit(request.remote or "", token):
+            raise Denial(429, wire.RESOURCE_EXHAUSTED, "too many new tokens")
         try:
             pod = await self._identities.identify(token)
         except Exception as error:
@@ -173,7 +172,7 @@ class Relay:
         key_value = self._mirror.values.get(key)
         # Of what we wrote ourselves the mirror may know a little more than its revision says.
         revision = max(self._mirror.revision, key_value.mod_revision if key_value else 0)
-        return _json(relay_wire.encode_range(key_value, revision))
+        return _json(relay_wire.encode_range(key_value, revision, self._store.cluster))
 
     async def _put(self, _request: web.Request, pod: PodIdentity, body: bytes) -> web.StreamResponse:
         put = relay_wire.decode_put(body)
@@ -233,7 +232,7 @@ class Relay:
             response = web.StreamResponse(headers={"Content-Type": "application/json"})
             await response.prepare(request)
             ends_at = self._clock() + WATCH_S * random.uniform(0.8, 1.2)  # noqa: S311 (spreads reconnects)
-            watcher = Watcher(self._mirror, response, subscription, targets)
+            watcher = Watcher(self._mirror, response, subscription, targets, self._store.cluster)
             try:
                 await watcher.run(lambda: self._closing or self._clock() > ends_at)
                 await response.write_eof()

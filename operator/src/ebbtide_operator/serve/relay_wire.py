@@ -87,8 +87,9 @@ def decode_watch(body: bytes) -> list[WatchTarget]:
     return targets
 
 
-def encode_range(key_value: KeyValue | None, revision: int) -> bytes:
-    document: dict[str, Any] = {"header": _header(revision)}
+def encode_range(key_value: KeyValue | None, revision: int, cluster: int = 0) -> bytes:
+    """Answer a range; `cluster` is etcd's id of the store, so that a pod notices that it was replaced."""
+    document: dict[str, Any] = {"header": _header(revision, cluster)}
     if key_value is not None:
         document |= {"kvs": [_key_value(key_value)], "count": "1"}
     return fields.dump(document)
@@ -110,8 +111,8 @@ def encode_keep_alive(lease: int, ttl_s: int, revision: int) -> bytes:
     return fields.dump({"result": result}) + b"\n"
 
 
-def encode_created(watch_id: int, revision: int) -> bytes:
-    return _line(watch_id, revision, {"created": True})
+def encode_created(watch_id: int, revision: int, cluster: int = 0) -> bytes:
+    return _line(watch_id, revision, {"created": True}, cluster)
 
 
 def encode_progress(watch_id: int, revision: int) -> bytes:
@@ -131,15 +132,16 @@ def encode_event(watch_id: int, revision: int, event: Changed | Removed) -> byte
     return _line(watch_id, revision, {"events": [spelled]})
 
 
-def _line(watch_id: int, revision: int, rest: Mapping[str, Any]) -> bytes:
-    result: dict[str, Any] = {"header": _header(revision)}
+def _line(watch_id: int, revision: int, rest: Mapping[str, Any], cluster: int = 0) -> bytes:
+    result: dict[str, Any] = {"header": _header(revision, cluster)}
     if watch_id:
         result["watch_id"] = str(watch_id)
     return fields.dump({"result": {**result, **rest}}) + b"\n"
 
 
-def _header(revision: int) -> dict[str, str]:
-    return {"revision": str(revision)}
+def _header(revision: int, cluster: int = 0) -> dict[str, str]:
+    known = {"cluster_id": str(cluster)} if cluster else {}
+    return {**known, "revision": str(revision)}
 
 
 def _key_value(key_value: KeyValue) -> dict[str, str]:

@@ -18,15 +18,21 @@ PROGRESS_S = 15.0
 
 
 class Watcher:
-    """Write the lines of one watch connection, which may watch several keys."""
+    """Write the lines of one watch connection, which may watch several keys; `cluster` is the id of the store."""
 
     def __init__(
-        self, mirror: Mirror, response: web.StreamResponse, subscription: Subscription, targets: list[WatchTarget]
+        self,
+        mirror: Mirror,
+        response: web.StreamResponse,
+        subscription: Subscription,
+        targets: list[WatchTarget],
+        cluster: int,
     ) -> None:
         self._mirror = mirror
         self._response = response
         self._subscription = subscription
         self._targets = targets
+        self._cluster = cluster
         self._next = {target.watch_id: target.start_revision for target in targets}
 
     async def run(self, over: Callable[[], bool]) -> None:
@@ -39,7 +45,8 @@ class Watcher:
         revision = self._mirror.revision
         for target in self._targets:
             self._next[target.watch_id] = target.start_revision or revision + 1
-        await self._write(b"".join(relay_wire.encode_created(target.watch_id, revision) for target in self._targets))
+        created = (relay_wire.encode_created(one.watch_id, revision, self._cluster) for one in self._targets)
+        await self._write(b"".join(created))
         changed = {target.key for target in self._targets}
         while not over():
             # No wait between looking and encoding: a progress line says that nothing was left out.

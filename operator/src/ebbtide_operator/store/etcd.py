@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from ebbtide.etcd.errors import Compacted, EtcdError, LeaseExists, LeaseNotFound
+from ebbtide.etcd.errors import Compacted, EtcdError, LeaseExists, LeaseNotFound, Unavailable
 from ebbtide.etcd.messages import RangeResult, TxnResult
 from ebbtide.etcd.wire import Page, WatchTarget
 from ebbtide_operator.ports import (
@@ -19,10 +19,11 @@ from ebbtide_operator.ports import (
     Put,
     Removed,
     Resync,
-    StoreSize,
+    StoreStatus,
     StoreUnavailable,
 )
-from ebbtide_operator.store.following import Answers, Follower
+from ebbtide_operator.store.following import Follower
+from ebbtide_operator.store.lanes import Answers
 from ebbtide_operator.store.session import Session
 
 PAGE = 1000
@@ -49,7 +50,7 @@ class Calls(Protocol):
 
     async def revoke(self, lease: int) -> None: ...
 
-    async def size(self) -> StoreSize: ...
+    async def status(self) -> StoreStatus: ...
 
     def watch(self, target: WatchTarget) -> AbstractAsyncContextManager[Answers]:
         """Open one watch, over a connection that ends with it."""
@@ -88,7 +89,10 @@ class EtcdStore:
     async def transact(self, compare: Sequence[Compare], then: Sequence[Put | Delete]) -> int | None:
         with _translated():
             result = await self._calls.transact(compare, then)
-        return result.revision if result.succeeded else None
+        if not result.succeeded:
+            return None
+        self._follower.wrote(then, result.revision)
+        return result.revision
 
     async def grant(self, ttl_s: int, *, lease: int = 0) -> int:
         with _translated():
@@ -108,9 +112,9 @@ class EtcdStore:
         with _translated(), contextlib.suppress(LeaseNotFound):
             await self._calls.revoke(lease)
 
-    async def size(self) -> StoreSize:
+    async def status(self) -> StoreStatus:
         with _translated():
-            return await self._calls.size()
+            return await self._calls.status()
 
     def watch(self, prefix: str, after: int) -> AsyncGenerator[Sequence[Changed | Removed | Resync], None]:
         """Yield what happens under a prefix after a revision; see `ports.Store`.
@@ -123,6 +127,10 @@ class EtcdStore:
     def healthy(self) -> bool:
         """True where the last call was answered and every watch is connected."""
         return self._calls.session.answers and self._follower.connected
+
+    @property
+    def cluster(self) -> int:
+        return self._follower.cluster
 
     @property
     def watching(self) -> bool:
@@ -142,15 +150,18 @@ class EtcdStore:
 
     async def _pages(self, prefix: str) -> RangeResult:
         key_values: list[KeyValue] = []
-        revision = 0
+        revision = cluster = 0
         after: str | None = None
         while True:
             page = await self._calls.page(prefix, after=after, limit=PAGE, revision=revision)
             key_values += page.result.key_values
             # The first page's revision: the later ones are read as of it.
             revision = revision or page.result.revision
+            if cluster not in (0, page.result.cluster):
+                raise Unavailable(f"range {prefix}: the store was replaced between two pages")
+            cluster = page.result.cluster
             if not page.more or not page.result.key_values:
-                return RangeResult(tuple(key_values), revision)
+                return RangeResult(tuple(key_values), revision, cluster)
             after = key_values[-1].key
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ebbtide.etcd.errors import BadAnswer
 from ebbtide.etcd.messages import Changed, KeyValue, RangeResult, Removed, TxnResult
 from ebbtide.etcd.wire import Page, WatchAnswer, WatchTarget, prefix_end
-from ebbtide_operator.ports import Compare, Delete, Put, StoreSize
+from ebbtide_operator.ports import Compare, Delete, Put, StoreStatus
 from ebbtide_operator.store.etcd import EtcdStore
 from ebbtide_operator.store.etcd3_connection import Etcd3Connection, Pem, Stream
 
@@ -108,13 +108,13 @@ class _Etcd3Calls:
         request = self._rpc.LeaseRevokeRequest(ID=lease)
         await self._connection.call("revoke a lease", lambda client: client.leasestub.LeaseRevoke, request, write=False)
 
-    async def size(self) -> StoreSize:
+    async def status(self) -> StoreStatus:
         request = self._rpc.StatusRequest()
         answer = await self._connection.call(
-            "ask for its size", lambda client: client.maintenancestub.Status, request, write=False
+            "ask for its status", lambda client: client.maintenancestub.Status, request, write=False
         )
         # The messages of the package are older than the fields for what is in use, and for the quota.
-        return StoreSize(answer.dbSize)
+        return StoreStatus(answer.version, answer.dbSize)
 
     @contextlib.asynccontextmanager
     async def watch(self, target: WatchTarget) -> AsyncIterator[_StreamAnswers]:
@@ -136,7 +136,7 @@ class _Etcd3Calls:
     async def _range(self, what: str, request: Any) -> Page:
         answer = await self._connection.call(what, lambda client: client.kvstub.Range, request, write=False)
         key_values = tuple(_key_value(item) for item in answer.kvs)
-        return Page(RangeResult(key_values, answer.header.revision), answer.more)
+        return Page(RangeResult(key_values, answer.header.revision, answer.header.cluster_id), answer.more)
 
     def _compare(self, compare: Compare) -> Any:
         key = _bytes(compare.key)
@@ -179,6 +179,7 @@ class _StreamAnswers:
                 cancel_reason=answer.cancel_reason,
                 compact_revision=answer.compact_revision,
                 events=tuple(_event(item) for item in answer.events),
+                cluster=answer.header.cluster_id,
             )
         ]
 

@@ -9,40 +9,25 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
 
 from ebbtide.etcd.endpoints import Backoff
-from ebbtide.etcd.errors import Compacted, EtcdError, TimedOut
-from ebbtide.etcd.messages import Changed, RangeResult, Removed, Resync
-from ebbtide.etcd.resume import Resumption
+from ebbtide.etcd.errors import Compacted, EtcdError
+from ebbtide.etcd.messages import Changed, Delete, Put, RangeResult, Removed, Resync
 from ebbtide.etcd.wire import WatchAnswer, WatchTarget
+from ebbtide_operator.store.lanes import Answers, Inbox, Lane, Patience, Silence, Watch
 
 STEADY_S = 5.0
 """A connection that lived this long, or told something, was a good one: its end is a first failure again."""
 RETRY_MOST_S = 0.25
 """Longest pause between two tries. Short: a handful of replicas is no stampede, and what pods say waits behind it."""
 
+Changes = Sequence[Changed | Removed | Resync]
+
 logger = logging.getLogger(__name__)
 
 
-class Answers(Protocol):
-    """What etcd says over one connection of a watch."""
-
-    @property
-    def url(self) -> str:
-        """Who says it."""
-
-    async def next(self, patience_s: float) -> Sequence[WatchAnswer]:
-        """Wait for the next answers.
-
-        Raises:
-            TimedOut: None came within `patience_s` seconds; the connection is of no further use.
-            EtcdError: The connection broke, or what came makes no sense.
-        """
-
-
 class Follower:
-    """Open watches, and open them again where they ended.
+    """Open watches, and open them again where they ended, or where they do not tell what we wrote ourselves.
 
     Args:
         connect: Opens a connection for one watch.
@@ -64,40 +49,54 @@ class Follower:
         self._connect = connect
         self._read = read
         self._chance = chance
-        self._confirm_s = confirm_s
-        self._inactivity_s = inactivity_s
-        self._connected: dict[Resumption, bool] = {}
+        self._patience = Patience(confirm_s, inactivity_s)
+        self._watches: set[Watch] = set()
 
     @property
     def connected(self) -> bool:
         """True where every watch is confirmed by the store."""
-        return all(self._connected.values())
+        return all(watch.connected for watch in self._watches)
 
     @property
     def watching(self) -> bool:
         """True where there is a watch, and all are confirmed by the store."""
-        return bool(self._connected) and self.connected
+        return bool(self._watches) and self.connected
 
-    async def follow(self, prefix: str, after: int) -> AsyncGenerator[Sequence[Changed | Removed | Resync], None]:
+    @property
+    def cluster(self) -> int:
+        """Id of the store that is watched; 0: not known."""
+        return max((watch.resumption.cluster for watch in self._watches), default=0)
+
+    def wrote(self, then: Sequence[Put | Delete], revision: int) -> None:
+        """Take note of a transaction of our own that was applied: watches have to tell it.
+
+        Only what was put counts: of a deletion it is not known whether there was something to delete, and the revision
+        in the answer may then be that of others' writes.
+        """
+        for watch in self._watches:
+            if any(isinstance(one, Put) and one.key.startswith(watch.prefix) for one in then):
+                watch.wrote(revision)
+
+    async def follow(self, prefix: str, after: int) -> AsyncGenerator[Changes, None]:
         """Yield what happens under a prefix after a revision; see `ports.Store`.
 
         Close it (`contextlib.aclosing`) when done: its connection ends with it.
         """
-        # No time for a member that lags: where it is behind, a list from the majority follows, and tells.
-        resumption = Resumption([prefix], prefix=True, after=after, proof_s=0.0)
+        watch = Watch(prefix, after)
         backoff = Backoff(self._chance, most_s=RETRY_MOST_S)
         relist = listed = False
-        self._connected[resumption] = False
+        self._watches.add(watch)
         try:
             while True:
                 opened_at = time.monotonic()
                 try:
                     if relist:
                         listed = True
-                        batch = resumption.relist([await self._read(prefix)], time.monotonic())
+                        batch = watch.resumption.relist([await self._read(prefix)], time.monotonic())
+                        watch.doubt.began_anew(watch.resumption.revision)
                         relist = False
                         yield batch.changes
-                    async with contextlib.aclosing(self._once(resumption)) as batches:
+                    async with contextlib.aclosing(self._once(watch)) as batches:
                         async for changes in batches:
                             listed = False
                             backoff.reset()
@@ -106,36 +105,80 @@ class Follower:
                     relist = True
                     if listed:
                         await asyncio.sleep(backoff.next_s())
-                except _Silence:
+                except Silence:
                     continue  # a fresh connection settles it, and resumes without a gap
                 except EtcdError as error:
-                    if self._connected[resumption]:
+                    if watch.connected:
                         logger.warning("store.watch.lost", extra={"error": str(error)})
-                    self._connected[resumption] = False
+                    watch.connected = False
                     if time.monotonic() - opened_at > STEADY_S:
                         backoff.reset()
                     await asyncio.sleep(backoff.next_s())
         finally:
-            del self._connected[resumption]
+            self._watches.remove(watch)
 
-    async def _once(self, resumption: Resumption) -> AsyncGenerator[Sequence[Changed | Removed | Resync], None]:
-        (target,) = resumption.begin()
-        async with self._connect(target) as answers:
+    async def _once(self, watch: Watch) -> AsyncGenerator[Changes, None]:
+        """Follow a connection to its end, or to the end of the one that turned out to be better."""
+        now = asyncio.get_running_loop().time
+        inbox: Inbox = asyncio.Queue(1)
+        (target,) = watch.resumption.begin()
+        lanes = [self._open(target, inbox)]
+        watch.doubt.excuse(now())
+        try:
             while True:
-                confirmed = resumption.confirmed
+                said = await watch.next(inbox)
+                if said is None:
+                    watch.doubt.raised(now())
+                    # What an earlier doubt opened, and what is silent too, makes room.
+                    await _close(lanes, keep=lanes[:1])
+                    (target,) = watch.resumption.beside()
+                    lanes.append(self._open(target, inbox))
+                    continue
+                lane, received = said
+                if lane not in lanes:
+                    continue
+                before = watch.resumption.revision
                 try:
-                    received = await answers.next(self._inactivity_s if confirmed else self._confirm_s)
-                except TimedOut:
-                    if confirmed:
-                        raise _Silence from None
+                    if isinstance(received, Exception):
+                        raise received
+                    for answer in received:
+                        changes = self._take(watch, lane, answer)
+                        if changes:
+                            yield changes
+                except Compacted:
                     raise
-                for answer in received:
-                    batch = resumption.take(answer, time.monotonic(), answers.url)
-                    if resumption.confirmed:
-                        self._connected[resumption] = True
-                    if batch is not None:
-                        yield batch.changes
+                except EtcdError as error:
+                    if error is not received:
+                        await lane.close(error)
+                    if len(lanes) == 1:
+                        raise
+                    await _close(lanes, keep=[one for one in lanes if one is not lane])
+                    watch.connected = lanes[0].confirmed
+                    continue
+                if lane is lanes[0]:
+                    # It lives, however slow: two that tell the same are one too many.
+                    await _close(lanes, keep=[lane])
+                elif watch.resumption.revision > before:
+                    logger.warning("store.watch.silent", extra={"revision": before})
+                    watch.doubt.right()
+                    await _close(lanes, keep=[lane])
+                else:
+                    continue
+                watch.connected = watch.connected or lane.confirmed
+                watch.doubt.heard(watch.resumption.revision, now())
+        finally:
+            await _close(lanes, keep=[])
+
+    def _take(self, watch: Watch, lane: Lane, answer: WatchAnswer) -> Changes:
+        batch = watch.resumption.take(answer, time.monotonic(), lane.url)
+        return () if batch is None else batch.changes
+
+    def _open(self, target: WatchTarget, inbox: Inbox) -> Lane:
+        return Lane(self._connect(target), self._patience, inbox)
 
 
-class _Silence(Exception):
-    """A connection that delivered has been quiet for long: it may be dead, or there is nothing to say."""
+async def _close(lanes: list[Lane], *, keep: Sequence[Lane]) -> None:
+    closing = [lane for lane in lanes if lane not in keep]
+    lanes[:] = keep
+    for lane in closing:
+        await lane.close()

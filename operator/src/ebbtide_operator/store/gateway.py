@@ -12,7 +12,7 @@ from ebbtide.etcd.errors import BadAnswer, error_of
 from ebbtide.etcd.fields import WireError
 from ebbtide.etcd.messages import TxnResult
 from ebbtide.etcd.resume import decode_answer
-from ebbtide_operator.ports import Compare, Delete, Put, StoreSize
+from ebbtide_operator.ports import Compare, Delete, Put, StoreStatus
 from ebbtide_operator.store.connection import Connection, Lines
 from ebbtide_operator.store.etcd import EtcdStore
 
@@ -76,8 +76,8 @@ class _GatewayCalls:
     async def revoke(self, lease: int) -> None:
         await self._ask("revoke a lease", wire.REVOKE, wire.encode_lease(lease), len, write=False)
 
-    async def size(self) -> StoreSize:
-        return await self._ask("ask for its size", STATUS, b"{}", _decode_size, write=False)
+    async def status(self) -> StoreStatus:
+        return await self._ask("ask for its status", STATUS, b"{}", _decode_status, write=False)
 
     @contextlib.asynccontextmanager
     async def watch(self, target: wire.WatchTarget) -> AsyncIterator[_LineAnswers]:
@@ -97,11 +97,13 @@ class _GatewayCalls:
             raise BadAnswer(f"{what}: {error}", may_have_happened=write) from error
 
 
-def _decode_size(body: bytes) -> StoreSize:
+def _decode_status(body: bytes) -> StoreStatus:
     document = fields.parse(body)
     # etcd tells its quota from 3.6 on.
     in_use, quota = fields.integer(document, "dbSizeInUse"), fields.integer(document, "dbSizeQuota")
-    return StoreSize(fields.integer(document, "dbSize"), in_use or None, quota or None)
+    return StoreStatus(
+        fields.string(document, "version"), fields.integer(document, "dbSize"), in_use or None, quota or None
+    )
 
 
 class _LineAnswers:

@@ -17,7 +17,7 @@ from ebbtide_operator.ports import (
     Put,
     Removed,
     Resync,
-    StoreSize,
+    StoreStatus,
     StoreUnavailable,
 )
 
@@ -47,6 +47,7 @@ class MemoryStore:
         self._lease_ids = itertools.count(1000)
         self._waiting: set[asyncio.Event] = set()
         self._available = True
+        self.cluster = 0
         self.writes = 0
         """Transactions that were applied and changed something."""
 
@@ -109,9 +110,9 @@ class MemoryStore:
         self._check()
         self._end(lease)
 
-    async def size(self) -> StoreSize:
+    async def status(self) -> StoreStatus:
         self._check()
-        return StoreSize(sum(len(key) + len(item.value) for key, item in self._keys.items()))
+        return StoreStatus("", sum(len(key) + len(item.value) for key, item in self._keys.items()))
 
     async def close(self) -> None:
         """Nothing is held open."""

@@ -169,7 +169,7 @@ class EtcdClient:
             body = wire.encode_range(prefix, prefix=True, after=key_values[-1].key, limit=PAGE, revision=revision)
             page = self._page(what, body, interrupted)
             key_values += page.result.key_values
-        return RangeResult(tuple(key_values), revision)
+        return RangeResult(tuple(key_values), revision, page.result.cluster)
 
     def _page(self, what: str, body: bytes, interrupted: Callable[[], bool]) -> wire.Page:
         return self._ask(what, wire.RANGE, body, wire.decode_range, write=False, interrupted=interrupted)

@@ -63,8 +63,8 @@ class Removed:
 class Resync:
     """Everything there is: forget what is not in it. Comes where there is no history to go on from.
 
-    `restarted` is true where the store itself began anew: it was emptied or restored from a backup, its revisions went
-    back, and numbers derived from them (the epoch of an order) start over.
+    `restarted` is true where the store itself began anew: it was emptied, restored from a backup or replaced. Numbers
+    that follow from its revisions (the epoch of an order) start over.
     """
 
     key_values: tuple[KeyValue, ...]
@@ -74,10 +74,11 @@ class Resync:
 
 @dataclass(frozen=True, slots=True)
 class RangeResult:
-    """The keys under a prefix, sorted, and the revision at which that was true."""
+    """The keys under a prefix, sorted, the revision at which that was true, and the id of the store (0: not known)."""
 
     key_values: tuple[KeyValue, ...]
     revision: int
+    cluster: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ class Resumption:
         self._positions = [_Position(key) for key in dict.fromkeys(keys)]
         self._seen = 0
         self._behind_since: float | None = None
+        self._cluster = 0
         # Who listed by himself knows keys that the watch does not: every deletion is news to him.
         self._knows_all = after is None
         if after is not None:
@@ -65,10 +66,24 @@ class Resumption:
         """True once the store has confirmed every watch of the current connection."""
         return all(position.created for position in self._positions)
 
+    @property
+    def cluster(self) -> int:
+        """Id of the store that the watch stands in; 0: it did not say."""
+        return self._cluster
+
+    @property
+    def revision(self) -> int:
+        """Everything up to this revision was told."""
+        return min(position.next_revision for position in self._positions) - 1
+
     def begin(self) -> list[wire.WatchTarget]:
         """Return what to ask of a new connection."""
         for position in self._positions:
             position.created = False
+        return self.beside()
+
+    def beside(self) -> list[wire.WatchTarget]:
+        """Return what to ask of a further connection; what both tell is taken once."""
         return [
             wire.WatchTarget(number, position.key, self._prefix, position.next_revision)
             for number, position in enumerate(self._positions, 1)
@@ -85,8 +100,10 @@ class Resumption:
             Unavailable: The list is older than what was seen.
         """
         revision = min(result.revision for result in results)
-        restarted = revision < self._seen
-        if restarted and not self._proven_behind(now):
+        cluster = results[0].cluster
+        another = self._is_another(cluster)
+        restarted = another or revision < self._seen
+        if restarted and not another and not self._proven_behind(now):
             raise self._behind(revision)
         before: set[str] = set()
         current = {}
@@ -97,6 +114,7 @@ class Resumption:
                 position.known = {key_value.key for key_value in result.key_values}
             position.next_revision = result.revision + 1
         self._seen = revision
+        self._cluster = cluster or self._cluster
         self._behind_since = None
         gone = (Removed(key, revision) for key in sorted(before - current.keys()))
         key_values = tuple(current[key] for key in sorted(current))
@@ -121,7 +139,7 @@ class Resumption:
             raise BadAnswer(f"watch: nobody asked for a watch {answer.watch_id}", endpoint=endpoint)
         position = self._positions[answer.watch_id - 1]
         if answer.created:
-            self._confirm(position, answer.revision, now)
+            self._confirm(position, answer, now)
             return None
         if not answer.events:
             position.next_revision = max(position.next_revision, answer.revision + 1)
@@ -144,13 +162,21 @@ class Resumption:
         position.known.discard(event.key)
         return known
 
-    def _confirm(self, position: _Position, revision: int, now: float) -> None:
+    def _confirm(self, position: _Position, answer: wire.WatchAnswer, now: float) -> None:
+        revision = answer.revision
+        # Emptied while nobody looked, it may have counted beyond what was seen: revisions alone would not tell.
+        if self._is_another(answer.cluster):
+            raise Compacted("watch: another store")
+        self._cluster = answer.cluster or self._cluster
         # A watch from a future revision is accepted in silence: events up to there would be lost.
         if revision < position.next_revision - 1:
             raise Compacted("watch: the store began anew") if self._proven_behind(now) else self._behind(revision)
         position.created = True
         if self.confirmed:
             self._behind_since = None
+
+    def _is_another(self, cluster: int) -> bool:
+        return bool(cluster and self._cluster) and cluster != self._cluster
 
     def _proven_behind(self, now: float) -> bool:
         if self._behind_since is None:

@@ -69,7 +69,8 @@ class WatchAnswer:
     """One line of a watch.
 
     Without events, not `created` and not `canceled` it is a progress notification: everything up to `revision` was
-    delivered. `compact_revision` above 0 means that the start revision was compacted.
+    delivered. `compact_revision` above 0 means that the start revision was compacted. `cluster` is the id of the store;
+    0: it does not say.
     """
 
     watch_id: int
@@ -79,6 +80,7 @@ class WatchAnswer:
     cancel_reason: str = ""
     compact_revision: int = 0
     events: tuple[Changed | Removed, ...] = ()
+    cluster: int = 0
 
 
 def prefix_end(prefix: str) -> bytes:
@@ -151,7 +153,7 @@ def encode_watch(targets: Iterable[WatchTarget]) -> bytes:
 def decode_range(body: bytes) -> Page:
     document = fields.parse(body)
     key_values = tuple(_key_value(item) for item in fields.objects(document, "kvs"))
-    return Page(RangeResult(key_values, _revision(document)), more=fields.flag(document, "more"))
+    return Page(RangeResult(key_values, _revision(document), _cluster(document)), more=fields.flag(document, "more"))
 
 
 def decode_revision(body: bytes) -> int:
@@ -208,6 +210,7 @@ def decode_watch_line(line: bytes) -> WatchAnswer:
         cancel_reason=fields.string(result, "cancel_reason"),
         compact_revision=fields.integer(result, "compact_revision"),
         events=tuple(_event(item) for item in fields.objects(result, "events")),
+        cluster=_cluster(result),
     )
 
 
@@ -296,6 +299,10 @@ def _result(document: dict[str, Any]) -> dict[str, Any]:
 
 def _revision(document: Mapping[str, Any]) -> int:
     return fields.integer(fields.nested(document, "header"), "revision")
+
+
+def _cluster(document: Mapping[str, Any]) -> int:
+    return fields.integer(fields.nested(document, "header"), "cluster_id")
 
 
 def _key_value(document: Mapping[str, Any]) -> KeyValue:
