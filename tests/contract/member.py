@@ -120,6 +120,11 @@ class Member:
         shutil.rmtree(self.folder / "data")
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

@@ -84,30 +84,32 @@ class Scene:
         self.state = MirroredDrainState(self.store, prefix=self.keys.prefix)
         self.server = Server(Metrics(), tuple)
         self.tls = tls
-        self._relay = Relay(
+        self.relay = Relay(
             self.state,
             self.store,
             cluster.authenticate,
             lambda _namespace, uid: ORDERS if uid in {"uid-alice", "uid-bob"} else None,
             Metrics(),
             clock=lambda: tokens.now,
+            look_s=0.05,
         )
         self.trusting = ssl.create_default_context(cadata=AUTHORITY.certificate.decode())
         self.port = 0
         self.session = aiohttp.ClientSession()
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self.state.run())
+        self._tasks = [asyncio.create_task(self.state.run()), asyncio.create_task(self.relay.run())]
         await self.state.synced()
-        self.port = await self.server.start_secure(self._relay.routes(), self.tls, 0, "localhost")
+        self.port = await self.server.start_secure(self.relay.routes(), self.tls, 0, "localhost")
         await self.state.lead("operator")
 
     async def close(self) -> None:
-        self._relay.close()
+        self.relay.close()
         await self.session.close()
         await self.server.close()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.store.close()
 
     @property

@@ -117,6 +117,7 @@ class App:
                 "pods": self._pods.run,
                 "store": self._follow_store,
                 "secure port": self._serve,
+                "pulse": self._relay.run,
                 "election": self._elect,
                 "gauges": self._show_health,
                 "store size": self._measure_store,

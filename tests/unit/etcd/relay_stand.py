@@ -59,6 +59,7 @@ class Stand:
             lambda namespace, uid: self.workloads.get(uid),
             self.metrics,
             clock=lambda: self.now,
+            look_s=0.005,
         )
 
     async def _authenticate(self, token: str) -> PodIdentity | None:
@@ -77,15 +78,16 @@ class Stand:
         self.port = self._runner.addresses[0][1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.session = aiohttp.ClientSession()
-        self._task = asyncio.create_task(self.state.run())
+        self._tasks = [asyncio.create_task(self.state.run()), asyncio.create_task(self.relay.run())]
         await self.state.synced()
         return self
 
     async def __aexit__(self, *args: object) -> None:
         self.relay.close()
         await self.session.close()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._runner.cleanup()
 
     def client(self, token: str) -> EtcdClient:

@@ -25,6 +25,11 @@ KEEP_ALIVE = "/v3/lease/keepalive"
 REVOKE = "/v3/lease/revoke"
 AUTHENTICATE = "/v3/auth/authenticate"
 
+HEARTBEAT = "Ebbtide-Heartbeat"
+"""Header: in a watch request, that its body stays open for beats; in an answer, that the server takes them."""
+OPENING_END = b"\n\n"
+"""Ends what such a watch asks for; lines follow, each the body of a keep-alive."""
+
 # gRPC status codes as the gateway spells them.
 DEADLINE_EXCEEDED = 4
 NOT_FOUND = 5
@@ -183,6 +188,12 @@ def decode_grant(body: bytes) -> int:
 def decode_keep_alive(body: bytes) -> int:
     """Return the seconds that the lease now has; 0: it has expired."""
     return fields.integer(_result(fields.parse(body)), "TTL")
+
+
+def decode_kept(line: bytes) -> tuple[int, int]:
+    """Return one of several leases that were renewed in one request, and the seconds that it now has."""
+    result = _result(fields.parse(line))
+    return fields.integer(result, "ID"), fields.integer(result, "TTL")
 
 
 def decode_token(body: bytes) -> str:
