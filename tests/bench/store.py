@@ -52,12 +52,13 @@ class Bench:
         print(f"etcd writes per drained pod: {writes:.1f} (target 5): order, reports, record, deletion of its keys;")
         print("  without a phase for its workload, and the request of a held pod: `make bench-rollout` has a cluster")
 
-    async def simulated(self, idle: int, count: int, watched_s: float) -> None:
+    async def simulated(self, idle: int, count: int, watched_s: float, *, by_request: bool) -> None:
         """Connect pods, look at the relay while they rest, and tell each something."""
         uids = [f"simulated-{number}" for number in range(count)]
         await asyncio.sleep(SETTLE_S)
         empty = await self._relay.ask("usage")
-        await self._pods.ask("start", kind="simulated", uids=uids[:idle])
+        print(f"relay CPU without pods, of one core: {await self._share(watched_s / 2)}")
+        await self._pods.ask("start", kind="simulated", uids=uids[:idle], by_request=by_request)
         await asyncio.sleep(SETTLE_S)
         watching = await self._relay.ask("usage")
         watch_share = await self._share(watched_s)
@@ -137,7 +138,7 @@ async def main(options: argparse.Namespace) -> None:
                     bench = Bench(relay, pods, etcd.pid)
                     if options.real:
                         await bench.real(options.real, options.rounds)
-                    await bench.simulated(options.idle, options.simulated, options.watched_s)
+                    await bench.simulated(options.idle, options.simulated, options.watched_s, by_request=options.by_request)
         finally:
             await asyncio.to_thread(etcd.close)
 
@@ -149,5 +150,6 @@ if __name__ == "__main__":
     parser.add_argument("--idle", type=int, default=1000, help="pods that rest (default: %(default)s)")
     parser.add_argument("--simulated", type=int, default=2000, help="pods of the protocol alone (default: %(default)s)")
     parser.add_argument("--watched-s", type=float, default=20, help="how long to look on (default: %(default)s)")
+    parser.add_argument("--by-request", action="store_true", help="keep-alives as of a library that knows no beats")
     raise_limits()
     asyncio.run(main(parser.parse_args()))

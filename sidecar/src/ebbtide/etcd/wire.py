@@ -74,7 +74,8 @@ class WatchAnswer:
     """One line of a watch.
 
     Without events, not `created` and not `canceled` it is a progress notification: everything up to `revision` was
-    delivered. `compact_revision` above 0 means that the start revision was compacted.
+    delivered. `compact_revision` above 0 means that the start revision was compacted. With a `lease` it answers a beat
+    and says nothing else: the lease has `ttl_s` seconds now, or has ended.
     """
 
     watch_id: int
@@ -84,6 +85,8 @@ class WatchAnswer:
     cancel_reason: str = ""
     compact_revision: int = 0
     events: tuple[Changed | Removed, ...] = ()
+    lease: int = 0
+    ttl_s: int = 0
 
 
 def prefix_end(prefix: str) -> bytes:
@@ -219,6 +222,8 @@ def decode_watch_line(line: bytes) -> WatchAnswer:
         cancel_reason=fields.string(result, "cancel_reason"),
         compact_revision=fields.integer(result, "compact_revision"),
         events=tuple(_event(item) for item in fields.objects(result, "events")),
+        lease=fields.integer(result, "ID"),
+        ttl_s=fields.integer(result, "TTL"),
     )
 
 
