@@ -57,20 +57,21 @@ class Bench:
         uids = [f"simulated-{number}" for number in range(count)]
         await asyncio.sleep(SETTLE_S)
         empty = await self._relay.ask("usage")
-        print(f"relay CPU without pods, of one core: {await self._share(watched_s / 2)}")
+        print(f"relay CPU without pods, of one core: {await self._share(watched_s / 3)}")
         await self._pods.ask("start", kind="simulated", uids=uids[:idle], by_request=by_request)
         await asyncio.sleep(SETTLE_S)
         watching = await self._relay.ask("usage")
-        watch_share = await self._share(watched_s)
+        watch_share = await self._share(watched_s / 2)
         await self._pods.ask("report")
         await asyncio.sleep(SETTLE_S)
         reporting = await self._relay.ask("usage")
         share = await self._share(watched_s)
         each_kib = [(usage["rss_kib"] - empty["rss_kib"]) / idle for usage in (watching, reporting)]
         print(f"relay memory per pod, {idle} pods: {each_kib[0]:.0f} KiB for its watch (target 60),", end=" ")
-        print(f"{each_kib[1]:.0f} KiB with its second connection, for leases and reports")
-        print(f"relay CPU with {idle} quiet pods, of one core: {watch_share} for watches (target 1 %),", end=" ")
-        print(f"{share} with a keep-alive of each every 8 to 10 s")
+        print(f"{each_kib[1]:.0f} KiB once all have reported, by a second connection each")
+        print(f"relay CPU with {idle} quiet pods, of one core: {watch_share} for watches,", end=" ")
+        how = "a request every 8 to 10 s" if by_request else "a beat every 16 to 20 s"
+        print(f"{share} where each keeps a lease by {how} (target 1 %)")
 
         if count == idle:
             await self._pods.ask("leave")
@@ -138,7 +139,9 @@ async def main(options: argparse.Namespace) -> None:
                     bench = Bench(relay, pods, etcd.pid)
                     if options.real:
                         await bench.real(options.real, options.rounds)
-                    await bench.simulated(options.idle, options.simulated, options.watched_s, by_request=options.by_request)
+                    await bench.simulated(
+                        options.idle, options.simulated, options.watched_s, by_request=options.by_request
+                    )
         finally:
             await asyncio.to_thread(etcd.close)
 

@@ -122,6 +122,7 @@ class Simulated:
 
     async def _keep_alive(self) -> None:
         """Do as the library did before beats."""
+        await asyncio.sleep(REQUEST_S * random.random())
         while True:
             await asyncio.sleep(REQUEST_S * random.uniform(0.8, 1.0))
             await self._post("lease/keepalive", {"ID": self._lease})
@@ -129,6 +130,8 @@ class Simulated:
     async def _up(self, creates: list[dict[str, Any]]) -> AsyncIterator[bytes]:
         """Send what the watch asks for, then beats."""
         yield b"".join(json.dumps(create).encode() + b"\n" for create in creates) + b"\n"
+        # Spread from the beginning, as pods are after a while.
+        await asyncio.sleep(KEEP_ALIVE_S * random.random())
         while True:
             await asyncio.sleep(KEEP_ALIVE_S * random.uniform(0.8, 1.0))
             if self._lease:

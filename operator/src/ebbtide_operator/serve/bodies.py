@@ -38,6 +38,8 @@ class Beats:
         """
         # Asked for every pod once a second, and nothing came, as a rule.
         if self._content.total_bytes == self._taken and not self._begun:
+            if (error := self._content.exception()) is not None:
+                raise error
             return set()
         self._taken = self._content.total_bytes
         data = self._begun + self._content.read_nowait()
