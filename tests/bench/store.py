@@ -70,7 +70,7 @@ class Bench:
         print(f"relay memory per pod, {idle} pods: {each_kib[0]:.0f} KiB for its watch (target 60),", end=" ")
         print(f"{each_kib[1]:.0f} KiB once all have reported, by a second connection each")
         print(f"relay CPU with {idle} quiet pods, of one core: {watch_share} for watches,", end=" ")
-        how = "a request every 8 to 10 s" if by_request else "a beat every 16 to 20 s"
+        how = "a request every 8 to 10 s" if by_request else "a beat every 24 to 30 s"
         print(f"{share} where each keeps a lease by {how} (target 1 %)")
 
         if count == idle:

@@ -49,12 +49,13 @@ async def report(scene: Scene) -> KeyValue | None:
     return None
 
 
-async def reported(scene: Scene, *, but: int = 0) -> KeyValue:
-    """Wait for the pod's report, under another lease than `but`."""
+async def reported(scene: Scene, *, anew_after: KeyValue | None = None) -> KeyValue:
+    """Wait for the pod's report under a lease; `anew_after`: one that is gone by then. Lease ids come again."""
+    before = 0 if anew_after is None else anew_after.create_revision
     async with asyncio.timeout(30):
         while True:
             found = await report(scene)
-            if found is not None and found.lease not in {0, but}:
+            if found is not None and found.lease and found.create_revision > before:
                 return found
             await asyncio.sleep(0.02)
 
@@ -124,7 +125,7 @@ async def test_a_stopped_pod_loses_its_lease_though_its_connection_stands(shared
             pod.send_signal(signal.SIGSTOP)
             await gone(scene)
             pod.send_signal(signal.SIGCONT)
-            await reported(scene, but=before.lease)
+            await reported(scene, anew_after=before)
             pod.kill()
             await gone(scene)
         finally:
@@ -143,7 +144,7 @@ async def test_a_pod_that_is_cut_off_loses_its_lease_and_comes_back(shared_etcd:
                 proxy.cut()
                 await gone(scene)
                 proxy.refusing = False
-                await lasts(scene, await reported(scene, but=before.lease), ttls=1)
+                await lasts(scene, await reported(scene, anew_after=before), ttls=1)
         finally:
             await asyncio.to_thread(proxy.close)
 
@@ -189,5 +190,5 @@ async def test_a_lease_that_was_taken_away_is_replaced_at_the_next_beat(shared_e
     async with scene_at(shared_etcd, tmp_path) as scene, running(told(scene, tmp_path)) as agent:
         before = await reported(scene)
         await scene.store.revoke(before.lease)
-        await lasts(scene, await reported(scene, but=before.lease), ttls=1)
+        await lasts(scene, await reported(scene, anew_after=before), ttls=1)
         assert agent.requests == 0

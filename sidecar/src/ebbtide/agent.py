@@ -34,8 +34,8 @@ from ebbtide.settings import Settings
 
 logger = logging.getLogger("ebbtide")
 
-LEASE_S = 60
-KEEP_ALIVE_S = 20.0
+LEASE_S = 90
+KEEP_ALIVE_S = 30.0
 """Nothing is decided by a pod's silence before minutes have passed: docs/decisions/0017."""
 LOAD_PERIOD_S = 1.0
 """Least time between two reports that differ in the number of tasks alone."""

@@ -199,9 +199,12 @@ class Up:
             return await self.reader.readuntil(part)
 
     async def rest(self) -> bytes:
-        """Return what comes down until the connection ends."""
+        """Return what comes down until the connection ends; nothing where it is broken off."""
         async with asyncio.timeout(20):
-            return await self.reader.read()
+            try:
+                return await self.reader.read()
+            except ConnectionResetError:
+                return b""
 
 
 class Follower:

@@ -98,7 +98,7 @@ async def test_each_beat_has_one_answer_and_a_pod_that_beats_needs_no_other(monk
     async with Stand() as stand:
         _, granted = await stand.post("/v3/lease/grant", {"TTL": "30"})
         async with stand.beating({"key": b64(ORDER)}) as up:
-            await up.until(b"created")
+            await up.until(b'"created":true}}\n')
             for _ in range(3):
                 up.send(json.dumps({"ID": granted["ID"]}).encode() + b"\n")
                 told = await up.until(b"}}\n")

@@ -25,8 +25,14 @@ class Beats:
     def __init__(self, content: aiohttp.StreamReader, begun: bytes) -> None:
         self._content = content
         self._begun = begun
-        self._taken = content.total_bytes
+        # What came with the opening waits as well.
+        self._taken = content.total_bytes - len(begun)
         self._lines = LineSplitter(MOST_BEAT_BYTES)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something came since the last time: cheap, since it is asked for every pod at each look."""
+        return self._content.total_bytes != self._taken
 
     def take(self) -> set[int]:
         """Return the leases whose beats came since the last time; never waits.
@@ -36,15 +42,10 @@ class Beats:
             WireError: It is no beat.
             aiohttp.ClientPayloadError: It is no HTTP.
         """
-        # Asked for every pod once a second, and nothing came, as a rule.
-        if self._content.total_bytes == self._taken and not self._begun:
-            if (error := self._content.exception()) is not None:
-                raise error
-            return set()
         self._taken = self._content.total_bytes
         data = self._begun + self._content.read_nowait()
         self._begun = b""
-        too_much = Denial(413, wire.RESOURCE_EXHAUSTED, f"beats are at most {MOST_BEAT_BYTES} bytes a second")
+        too_much = Denial(413, wire.RESOURCE_EXHAUSTED, f"beats are at most {MOST_BEAT_BYTES} bytes at a time")
         if len(data) > MOST_BEAT_BYTES:
             raise too_much
         try:

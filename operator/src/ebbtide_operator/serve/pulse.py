@@ -1,4 +1,4 @@
-"""A look at every open watch once a second: who beat, who was told nothing for long, whose time is over.
+"""A look at every open watch every two seconds: who beat, who was told nothing for long, whose time is over.
 
 One loop for all, because a pod that rests should cost next to nothing: no task of its own waits for its beats, no timer
 runs for it, and the leases of all who beat are renewed in one request.
@@ -25,11 +25,11 @@ from ebbtide_operator.serve.bodies import Beats
 from ebbtide_operator.serve.relay_wire import Denial
 from ebbtide_operator.serve.watcher import Watcher
 
-LOOK_S = 1.0
+LOOK_S = 2.0
 PROGRESS_S = 15.0
 """How often a quiet watch says that it lives."""
-BEATEN_PROGRESS_S = 30.0
-"""The same where the pod beats: then the answers say so, and more often."""
+BEATEN_PROGRESS_S = 36.0
+"""The same where the pod beats, every 30 s at most: then the answers say so."""
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Pulse:
         now = time.monotonic()
         beaten: defaultdict[int, list[Watcher]] = defaultdict(list)
         for one in self._felt:
-            if one.beats is not None:
+            if one.beats is not None and one.beats.waiting:
                 for lease in self._take(one, one.beats):
                     beaten[lease].append(one.watcher)
             quiet_s = now - one.watcher.wrote_at
