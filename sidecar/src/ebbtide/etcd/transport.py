@@ -110,7 +110,9 @@ class Transport:
         """Close connections that nobody has used for long."""
         self._pool.prune()
 
-    def open_stream(self, what: str, path: str, body: bytes, interrupted: Callable[[], bool], *, beats: bool) -> Stream:
+    def open_stream(
+        self, what: str, path: str, body: bytes, interrupted: Callable[[], bool], *, beats: bool = False
+    ) -> Stream:
         """Send a request whose answer has no end.
 
         Args:
