@@ -1,5 +1,6 @@
 """Beats up a watch: what keeps a lease, what does not, and who falls back on requests of their own."""
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -8,8 +9,8 @@ import pytest
 from aiohttp import web
 
 from ebbtide.etcd import Heartbeat, stream, wire
-from ebbtide_operator.serve import pulse
-from tests.unit.etcd.relay_stand import ALICE, KEYS, Follower, Stand, b64, until
+from ebbtide_operator.serve import pulse, relay
+from tests.unit.etcd.relay_stand import ALICE, BOB, KEYS, Follower, Stand, b64, until
 from tests.unit.etcd.test_relay import in_thread
 
 ORDER = KEYS.order(ALICE.namespace, ALICE.uid)
@@ -105,6 +106,48 @@ async def test_each_beat_has_one_answer_and_a_pod_that_beats_needs_no_other(monk
                 assert f'"ID":"{granted["ID"]}","TTL":'.encode() in told
             monkeypatch.setattr(pulse, "BEATEN_PROGRESS_S", 0.01)
             assert b'"ID"' not in await up.until(b"}}\n"), "who does not beat is told that it is heard"
+
+
+async def test_a_watch_may_end_while_its_lease_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Stand() as stand:
+        _, granted = await stand.post("/v3/lease/grant", {"TTL": "30"})
+        asked, release = asyncio.Event(), asyncio.Event()
+        renew = stand.store.keep_all_alive
+
+        async def slow(leases: Any) -> Any:
+            asked.set()
+            await release.wait()
+            return await renew(leases)
+
+        monkeypatch.setattr(stand.store, "keep_all_alive", slow)
+        async with stand.beating({"key": b64(ORDER)}) as up:
+            await up.until(b'"created":true}}\n')
+            up.send(json.dumps({"ID": granted["ID"]}).encode() + b"\n")
+            await asked.wait()
+            stand.now += relay.WATCH_S * 2
+            await stand.write(ORDER, b"1")
+            await until(lambda: not stand.open_watches())
+            release.set()
+        async with Beating(stand) as pod:
+            await until(lambda: True in pod.heartbeat.answers)
+
+
+async def test_a_mistake_that_one_pod_brings_out_does_not_silence_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Stand() as stand, Beating(stand) as pod:
+        check = stand.relay._pulse._admit
+
+        def mistaken(who: Any, lease: int) -> None:
+            if lease == 4711:
+                raise ZeroDivisionError
+            check(who, lease)
+
+        monkeypatch.setattr(stand.relay._pulse, "_admit", mistaken)
+        async with stand.beating({"key": b64(KEYS.order("shop", BOB.uid))}, token="bob") as up:
+            await up.until(b'"created":true}}\n')
+            up.send(b'{"ID":"4711"}\n')
+            await up.rest()
+        pod.heartbeat.answers.clear()
+        await until(lambda: True in pod.heartbeat.answers)
 
 
 async def test_a_request_that_is_ended_leaves_a_watch_without_beats() -> None:

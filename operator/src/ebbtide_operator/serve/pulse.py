@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
@@ -84,11 +84,11 @@ class Pulse:
 
     async def _look(self) -> None:
         now = time.monotonic()
-        beaten: defaultdict[int, list[Watcher]] = defaultdict(list)
+        beaten: defaultdict[int, list[Feeling]] = defaultdict(list)
         for one in self._felt:
             if one.beats is not None and one.beats.waiting:
                 for lease in self._take(one, one.beats):
-                    beaten[lease].append(one.watcher)
+                    beaten[lease].append(one)
             quiet_s = now - one.watcher.wrote_at
             if quiet_s > (PROGRESS_S if one.beats is None else BEATEN_PROGRESS_S) or one.over():
                 one.watcher.wake()
@@ -106,6 +106,10 @@ class Pulse:
             self._cut(one, Denial(400, wire.INVALID_ARGUMENT, str(error)))
         except (aiohttp.ClientError, aiohttp.http.HttpProcessingError) as error:
             self._cut(one, Denial(400, wire.INVALID_ARGUMENT, str(error)[:300]))
+        except Exception:
+            # A mistake of ours that one pod brings out must not end the loop for all.
+            logger.exception("relay.beat_failed", extra={"namespace": one.pod.namespace, "pod": one.pod.name})
+            self._cut(one, Denial(500, wire.UNAVAILABLE, "this beat cannot be taken"))
         else:
             return leases
         return set()
@@ -116,15 +120,17 @@ class Pulse:
         self._metrics.relay_cuts.labels(str(denial.status)).inc()
         one.watcher.cut(denial)
 
-    async def _renew(self, beaten: defaultdict[int, list[Watcher]]) -> None:
+    async def _renew(self, beaten: Mapping[int, list[Feeling]]) -> None:
         try:
             ended = await self._store().keep_all_alive(beaten.keys())
         except StoreUnavailable as error:
             logger.debug("relay.store_away", extra={"error": str(error)})
-            for watcher in {watcher for watchers in beaten.values() for watcher in watchers}:
+            for one in {one for many in beaten.values() for one in many}:
                 # A sign of life, which is no answer: the pod asks again, or by another way.
-                watcher.wake()
+                one.watcher.wake()
             return
-        for lease, watchers in beaten.items():
-            for watcher in watchers:
-                await watcher.answer(lease, alive=lease not in ended)
+        for lease, many in beaten.items():
+            for one in many:
+                # It may have ended meanwhile.
+                if one in self._felt:
+                    await one.watcher.answer(lease, alive=lease not in ended)
