@@ -123,10 +123,4 @@ def say(answer: Any) -> None:
 
 
 if __name__ == "__main__":
-    import os
-
-    if os.environ.get("UV"):
-        import uvloop
-
-        uvloop.install()
     asyncio.run(RelayProcess(sys.argv[1]).run(Path(sys.argv[2])))
