@@ -53,9 +53,15 @@ def operator() -> list[Any]:
         ),
         panels.number(
             "Pods connected",
-            "Watches that pods hold open at the relay. Normal: two for each managed pod that embeds the library. 0 "
+            "Watches that pods hold open at the relay. Normal: one for each managed pod that embeds the library. 0 "
             "with managed pods running: they use another endpoint or cannot reach the operator's Service.",
             total(f"ebbtide_relay_connections{{{OPERATOR}}}"),
+        ),
+        panels.graph(
+            "Watches cut off",
+            "Watches of pods that the relay ended for what the pod sent up, by status. Normal: none. Any: a pod that "
+            "speaks to the relay with something else than the library; the operator's log names it.",
+            [(by("status", rate("ebbtide_relay_watches_cut_total", OPERATOR)), "{{status}}")],
         ),
         panels.graph(
             "Admission answers",

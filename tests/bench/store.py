@@ -25,9 +25,10 @@ SETTLE_S = 5.0
 
 
 class Bench:
-    def __init__(self, relay: Helper, pods: Helper) -> None:
+    def __init__(self, relay: Helper, pods: Helper, etcd: int) -> None:
         self._relay = relay
         self._pods = pods
+        self._etcd = etcd
 
     async def real(self, count: int, rounds: int) -> None:
         """Drain real pods, take them back, and at last let them leave."""
@@ -51,25 +52,30 @@ class Bench:
         print(f"etcd writes per drained pod: {writes:.1f} (target 5): order, reports, record, deletion of its keys;")
         print("  without a phase for its workload, and the request of a held pod: `make bench-rollout` has a cluster")
 
-    async def simulated(self, idle: int, count: int, watched_s: float) -> None:
+    async def simulated(self, idle: int, count: int, watched_s: float, *, by_request: bool) -> None:
         """Connect pods, look at the relay while they rest, and tell each something."""
         uids = [f"simulated-{number}" for number in range(count)]
         await asyncio.sleep(SETTLE_S)
         empty = await self._relay.ask("usage")
-        await self._pods.ask("start", kind="simulated", uids=uids[:idle])
+        print(f"relay CPU without pods, of one core: {await self._share(watched_s / 3)}")
+        await self._pods.ask("start", kind="simulated", uids=uids[:idle], by_request=by_request)
         await asyncio.sleep(SETTLE_S)
         watching = await self._relay.ask("usage")
-        watch_share = await self._share(watched_s)
+        watch_share = await self._share(watched_s / 2)
         await self._pods.ask("report")
         await asyncio.sleep(SETTLE_S)
         reporting = await self._relay.ask("usage")
         share = await self._share(watched_s)
         each_kib = [(usage["rss_kib"] - empty["rss_kib"]) / idle for usage in (watching, reporting)]
         print(f"relay memory per pod, {idle} pods: {each_kib[0]:.0f} KiB for its watch (target 60),", end=" ")
-        print(f"{each_kib[1]:.0f} KiB with its second connection, for leases and reports")
-        print(f"relay CPU with {idle} quiet pods, of one core: {watch_share:.1%} for watches (target 1 %),", end=" ")
-        print(f"{share:.1%} with a keep-alive of each every 8 to 10 s")
+        print(f"{each_kib[1]:.0f} KiB once all have reported, by a second connection each")
+        print(f"relay CPU with {idle} quiet pods, of one core: {watch_share} for watches,", end=" ")
+        how = "a request every 8 to 10 s" if by_request else "a beat every 24 to 30 s"
+        print(f"{share} where each keeps a lease by {how} (target 1 %)")
 
+        if count == idle:
+            await self._pods.ask("leave")
+            return
         await self._pods.ask("start", kind="simulated", uids=uids[idle:])
         await asyncio.sleep(SETTLE_S)
         await self._pods.ask("forget")
@@ -82,13 +88,19 @@ class Bench:
         print(f"one phase to all {count} simulated pods: the last is told after {last_s * 1000:.0f} ms")
         await self._pods.ask("leave")
 
-    async def _share(self, seconds: float) -> float:
-        """Return the relay's CPU time per second."""
-        before = await self._relay.ask("usage")
+    async def _share(self, seconds: float) -> str:
+        """Return what the relay and etcd take of one core, in words."""
+        before = await self._relay.ask("usage"), cpu_s(self._etcd)
         await asyncio.sleep(seconds)
-        after = await self._relay.ask("usage")
-        share: float = (after["cpu_s"] - before["cpu_s"]) / seconds
-        return share
+        after = await self._relay.ask("usage"), cpu_s(self._etcd)
+        relay = (after[0]["cpu_s"] - before[0]["cpu_s"]) / seconds
+        return f"{relay:.2%} (etcd {(after[1] - before[1]) / seconds:.2%})"
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process took."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def differences(begun: Mapping[str, float], told: Mapping[str, float]) -> list[float]:
@@ -124,9 +136,12 @@ async def main(options: argparse.Namespace) -> None:
                 port = (await relay.hear())["port"]
                 async with helper("tests.bench.store_pods", f"https://localhost:{port}", name) as pods:
                     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
-                    bench = Bench(relay, pods)
-                    await bench.real(options.real, options.rounds)
-                    await bench.simulated(options.idle, options.simulated, options.watched_s)
+                    bench = Bench(relay, pods, etcd.pid)
+                    if options.real:
+                        await bench.real(options.real, options.rounds)
+                    await bench.simulated(
+                        options.idle, options.simulated, options.watched_s, by_request=options.by_request
+                    )
         finally:
             await asyncio.to_thread(etcd.close)
 
@@ -138,5 +153,6 @@ if __name__ == "__main__":
     parser.add_argument("--idle", type=int, default=1000, help="pods that rest (default: %(default)s)")
     parser.add_argument("--simulated", type=int, default=2000, help="pods of the protocol alone (default: %(default)s)")
     parser.add_argument("--watched-s", type=float, default=20, help="how long to look on (default: %(default)s)")
+    parser.add_argument("--by-request", action="store_true", help="keep-alives as of a library that knows no beats")
     raise_limits()
     asyncio.run(main(parser.parse_args()))

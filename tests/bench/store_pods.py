@@ -14,12 +14,14 @@ import sys
 import time
 from asyncio import sslproto
 from base64 import b64encode
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from ebbtide.agent import KEEP_ALIVE_S, LEASE_S
+from ebbtide.etcd import wire
 from ebbtide.protocol import Keys, PodState, Report
 from ebbtide.runtime import Runtime
 from ebbtide.settings import Settings
@@ -27,6 +29,8 @@ from tests.bench.store_processes import lines_of
 
 KEYS = Keys()
 PHASE = KEYS.phase("shop", "deployment", "orders")
+REQUEST_S = 10.0
+"""Between the keep-alives of a library that knows no beats."""
 AT_ONCE = 50
 """Pods that connect side by side."""
 
@@ -77,13 +81,17 @@ class Real:
 class Simulated:
     """One pod: the protocol, and nothing behind it."""
 
-    def __init__(self, uid: str, url: str, tls: ssl.SSLContext) -> None:
+    def __init__(self, uid: str, url: str, tls: ssl.SSLContext, *, by_request: bool) -> None:
         self.uid = uid
+        self._by_request = by_request
+        self._lease = ""
         self.told_at = 0.0
         self._url = url
         # A session for each: pods do not share connections.
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls), headers={"Authorization": f"Bearer shop/{uid}"}
+            # An idle pod has one connection: what it reported by is closed after a while.
+            connector=aiohttp.TCPConnector(ssl=tls, keepalive_timeout=2),
+            headers={"Authorization": f"Bearer shop/{uid}"},
         )
         self._connected = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -97,7 +105,9 @@ class Simulated:
         lease = (await self._post("lease/grant", {"TTL": str(LEASE_S)}))["ID"]
         report = Report(state=PodState.SERVING, sequence=1, boot_id="b").encode()
         await self._post("kv/put", {"key": text(KEYS.report("shop", self.uid)), "value": text(report), "lease": lease})
-        self._tasks.append(asyncio.create_task(self._keep_alive(lease)))
+        self._lease = lease
+        if self._by_request:
+            self._tasks.append(asyncio.create_task(self._keep_alive()))
 
     async def left(self) -> None:
         for task in self._tasks:
@@ -110,19 +120,32 @@ class Simulated:
             answer.raise_for_status()
             return json.loads(await answer.read())
 
-    async def _keep_alive(self, lease: str) -> None:
+    async def _keep_alive(self) -> None:
+        """Do as the library did before beats."""
+        await asyncio.sleep(REQUEST_S * random.random())
+        while True:
+            await asyncio.sleep(REQUEST_S * random.uniform(0.8, 1.0))
+            await self._post("lease/keepalive", {"ID": self._lease})
+
+    async def _up(self, creates: list[dict[str, Any]]) -> AsyncIterator[bytes]:
+        """Send what the watch asks for, then beats."""
+        yield b"".join(json.dumps(create).encode() + b"\n" for create in creates) + b"\n"
+        # Spread from the beginning, as pods are after a while.
+        await asyncio.sleep(KEEP_ALIVE_S * random.random())
         while True:
             await asyncio.sleep(KEEP_ALIVE_S * random.uniform(0.8, 1.0))
-            await self._post("lease/keepalive", {"ID": lease})
+            if self._lease:
+                yield json.dumps({"ID": self._lease}).encode() + b"\n"
 
     async def _watch(self) -> None:
         creates = [
             {"create_request": {"key": text(key), "watch_id": str(number), "progress_notify": True}}
             for number, key in enumerate((KEYS.order("shop", self.uid), PHASE), 1)
         ]
-        body = "\n".join(json.dumps(create) for create in creates)
+        body = "\n".join(json.dumps(create) for create in creates) if self._by_request else self._up(creates)
+        headers = {} if self._by_request else {wire.HEARTBEAT: "1"}
         timeout = aiohttp.ClientTimeout(total=None)
-        async with self._session.post(f"{self._url}/v3/watch", data=body, timeout=timeout) as answer:
+        async with self._session.post(f"{self._url}/v3/watch", data=body, headers=headers, timeout=timeout) as answer:
             answer.raise_for_status()
             async for line in answer.content:
                 if b'"events"' in line:
@@ -142,7 +165,7 @@ class PodsProcess:
         async for command in lines_of(sys.stdin):
             print(json.dumps(await getattr(self, command.pop("do"))(**command)), flush=True)
 
-    async def start(self, kind: str, uids: list[str]) -> Any:
+    async def start(self, kind: str, uids: list[str], *, by_request: bool = False) -> Any:
         slots = asyncio.Semaphore(AT_ONCE)
 
         async def start_one(pod: Real | Simulated) -> None:
@@ -150,7 +173,9 @@ class PodsProcess:
                 await pod.start()
 
         made = [
-            Real(uid, self._url, self._folder) if kind == "real" else Simulated(uid, self._url, self._tls)
+            Real(uid, self._url, self._folder)
+            if kind == "real"
+            else Simulated(uid, self._url, self._tls, by_request=by_request)
             for uid in uids
         ]
         await asyncio.gather(*(start_one(pod) for pod in made))

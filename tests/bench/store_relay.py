@@ -48,6 +48,7 @@ class RelayProcess:
         following = asyncio.create_task(self._state.run())
         await self._state.synced()
         leading = asyncio.create_task(self._state.hold_leadership("bench"))
+        feeling = asyncio.create_task(self._relay.run())
         while not self._state.epoch:  # noqa: ASYNC110 (etcd brings it about)
             await asyncio.sleep(0.01)
         port = await self._server.start_secure(self._relay.routes(), tls, 0, "localhost")
@@ -55,9 +56,9 @@ class RelayProcess:
         async for command in lines_of(sys.stdin):
             say(await getattr(self, command.pop("do"))(**command))
         self._relay.close()
-        for task in (leading, following):
+        for task in (feeling, leading, following):
             task.cancel()
-        await asyncio.gather(leading, following, return_exceptions=True)
+        await asyncio.gather(feeling, leading, following, return_exceptions=True)
         await self._server.close()
         await self._store.close()
 

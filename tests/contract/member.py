@@ -126,6 +126,11 @@ class Member:
             self._command.append(f"--initial-cluster-token={token}")
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

@@ -76,38 +76,44 @@ class Tokens:
 class Scene:
     """One operator's secure port, as pods reach it."""
 
-    def __init__(self, etcd: Member, tokens: Tokens, tls: ssl.SSLContext, cluster: KubernetesCluster) -> None:
+    def __init__(
+        self, etcd: Member, tokens: Tokens, tls: ssl.SSLContext, cluster: KubernetesCluster, prefix: str | None
+    ) -> None:
+        self.leads = prefix is None
         self.etcd = etcd
         self.tokens = tokens
-        self.keys = Keys(f"/{uuid.uuid4().hex}")
+        self.keys = Keys(prefix or f"/{uuid.uuid4().hex}")
         self.store = Gateway([etcd.url])
         self.state = MirroredDrainState(self.store, prefix=self.keys.prefix)
         self.server = Server(Metrics(), tuple)
         self.tls = tls
-        self._relay = Relay(
+        self.relay = Relay(
             self.state,
             self.store,
             cluster.authenticate,
             lambda _namespace, uid: ORDERS if uid in {"uid-alice", "uid-bob"} else None,
             Metrics(),
             clock=lambda: tokens.now,
+            look_s=0.05,
         )
         self.trusting = ssl.create_default_context(cadata=AUTHORITY.certificate.decode())
         self.port = 0
         self.session = aiohttp.ClientSession()
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self.state.run())
+        self._tasks = [asyncio.create_task(self.state.run()), asyncio.create_task(self.relay.run())]
         await self.state.synced()
-        self.port = await self.server.start_secure(self._relay.routes(), self.tls, 0, "localhost")
-        await self.state.lead("operator")
+        self.port = await self.server.start_secure(self.relay.routes(), self.tls, 0, "localhost")
+        if self.leads:
+            await self.state.lead("operator")
 
     async def close(self) -> None:
-        self._relay.close()
+        self.relay.close()
         await self.session.close()
         await self.server.close()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.store.close()
 
     @property
@@ -147,16 +153,18 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scene_at(etcd: Member, folder: Path) -> AsyncIterator[Scene]:
-    """Serve; certificates go into the folder."""
+async def scene_at(
+    etcd: Member, folder: Path, *, prefix: str | None = None, tokens: Tokens | None = None
+) -> AsyncIterator[Scene]:
+    """Serve; certificates go into the folder. With a prefix, and its tokens, it is another replica of a scene."""
     pair = make_leaf(AUTHORITY, Leaf("ebbtide", ("localhost",)), NOW)
     (folder / "crt").write_bytes(pair.certificate)
     (folder / "key").write_bytes(pair.key)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(folder / "crt", folder / "key")
-    tokens = Tokens()
+    tokens = tokens or Tokens()
     async with serving(FakeApi(answers={REVIEWS: tokens.review})) as api:
-        scene = Scene(etcd, tokens, tls, KubernetesCluster(api))
+        scene = Scene(etcd, tokens, tls, KubernetesCluster(api), prefix)
         try:
             await scene.start()
             yield scene

@@ -18,7 +18,7 @@ from ebbtide.etcd import PermissionDenied, Unauthenticated
 from ebbtide.protocol import Order
 from ebbtide_operator.metrics import Metrics
 from ebbtide_operator.serve import app as server_module
-from ebbtide_operator.serve import newcomers, relay
+from ebbtide_operator.serve import bodies, newcomers
 from ebbtide_operator.serve.app import Server
 from ebbtide_operator.serve.identity import KNOWN_S
 from tests.contract.member import Member
@@ -202,7 +202,7 @@ async def test_a_head_has_a_size(scene: Scene, line: bytes) -> None:
 
 
 async def test_a_body_that_dribbles_is_not_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "BODY_S", 0.3)
+    monkeypatch.setattr(bodies, "BODY_S", 0.3)
     head = b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nContent-Length: 1000\r\n\r\n"
     reader, writer = await scene.connect()
     writer.write(head % scene.tokens.issue().encode())

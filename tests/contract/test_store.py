@@ -231,6 +231,28 @@ async def test_an_unkept_lease_expires_and_a_kept_one_does_not(store: Any, prefi
     assert (await store.get(prefix + "kept")).lease == kept
 
 
+async def test_many_leases_are_renewed_together_and_the_ended_ones_are_named(store: Any, prefix: str) -> None:
+    # Long enough to be kept on a machine that is busy for seconds.
+    kept, ended, left = await store.grant(4), await store.grant(60), await store.grant(4)
+    await put(store, prefix + "kept", lease=kept)
+    await put(store, prefix + "left", lease=left)
+    await store.revoke(ended)
+    async with asyncio.timeout(20):
+        while await store.get(prefix + "left") is not None:
+            assert await store.keep_all_alive([kept, ended]) == {ended}
+            await asyncio.sleep(0.3)
+    assert await store.get(prefix + "kept") is not None
+    assert await store.keep_all_alive({kept, ended, left}) == {ended, left}
+
+
+async def test_leases_beyond_one_request_are_renewed_too(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ebbtide_operator.store.etcd.BATCH", 7)
+    leases = [await store.grant(60) for _ in range(20)]
+    await store.revoke(leases[9])
+    assert await store.keep_all_alive([*leases, 4711]) == {leases[9], 4711}
+    assert await store.keep_all_alive([]) == frozenset()
+
+
 async def test_a_watch_tells_everything_after_its_revision(store: Any, prefix: str) -> None:
     before = await put(store, prefix + "before")
     first = await put(store, prefix + "a", b"1")

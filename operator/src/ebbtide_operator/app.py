@@ -115,6 +115,7 @@ class App:
                 "pods": self._pods.run,
                 "store": self._follow_store,
                 "secure port": self._serve,
+                "pulse": self._relay.run,
                 "election": self._elect,
                 "gauges": self._show_health,
                 "store status": Survey(self._store, self._metrics.show_store).run,

@@ -229,6 +229,12 @@ class Metrics:
             registry=registry,
         )
         self.relay_connections = Gauge("ebbtide_relay_connections", "Watches that pods hold open.", registry=registry)
+        self.relay_cuts = Counter(
+            "ebbtide_relay_watches_cut_total",
+            "Watches that were cut off for what the pod sent up, by the HTTP status that says what it was.",
+            ("status",),
+            registry=registry,
+        )
         build = Gauge("ebbtide_build_info", "Always 1.", ("version", "python"), registry=registry)
         try:
             own = version("ebbtide")

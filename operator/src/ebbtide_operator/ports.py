@@ -5,7 +5,7 @@ Adapters live in `cluster/` and `store/`. Tests use the memory adapters, which p
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,6 +99,9 @@ class Store(Protocol):
 
     async def keep_alive(self, lease: int) -> bool:
         """Renew a lease; False: it has expired."""
+
+    async def keep_all_alive(self, leases: Collection[int]) -> frozenset[int]:
+        """Renew many leases in one go; return those that have expired."""
 
     async def revoke(self, lease: int) -> None:
         """End a lease and delete its keys; an expired one is no error."""

@@ -1,6 +1,7 @@
 """Between the store and the machine: orders in, reports out. Two daemon threads; a shutdown waits for neither.
 
-One thread watches the pod's order and its workload's phase. The other keeps the lease alive and writes the report: on
+One thread watches the pod's order and its workload's phase, and beats over the same connection, which keeps the lease
+alive. The other writes the report, and renews the lease itself where nobody takes beats: on
 edges, in answer to a new phase, and while that phase is not Stable whenever the number of tasks changed, at most once
 per second. A quiet pod writes nothing. Only the latest report matters: what came up while one was being written goes
 into the next.
@@ -16,14 +17,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ebbtide.etcd import Batch, Changed, Closed, EtcdClient, EtcdError, KeyValue, LeaseNotFound, Resync, Watch
+from ebbtide.etcd import (
+    Batch,
+    Changed,
+    Closed,
+    EtcdClient,
+    EtcdError,
+    Heartbeat,
+    KeyValue,
+    LeaseNotFound,
+    Resync,
+    Watch,
+)
 from ebbtide.protocol import Keys, Order, Phase, PodState, RecordError, Report, RolloutPhase
 from ebbtide.settings import Settings
 
 logger = logging.getLogger("ebbtide")
 
-LEASE_S = 30
-KEEP_ALIVE_S = 10.0
+LEASE_S = 90
+KEEP_ALIVE_S = 30.0
+"""Nothing is decided by a pod's silence before minutes have passed: docs/decisions/0017."""
 LOAD_PERIOD_S = 1.0
 """Least time between two reports that differ in the number of tasks alone."""
 RETRY_LEAST_S = 0.1
@@ -70,7 +83,7 @@ class Agent:
         self._phase_revision = 0
         self._stable = True
         self._sequence = 0
-        self._lease = 0
+        self._heartbeat = Heartbeat(KEEP_ALIVE_S, on_ended=self.edge)
         self._watch: Watch | None = None
         self._finished = threading.Event()
         self._threads = (
@@ -118,7 +131,7 @@ class Agent:
     def _follow(self) -> None:
         keys = [self._order_key] if self._phase_key is None else [self._order_key, self._phase_key]
         while not self._stop.is_set():
-            self._watch = self._client.watch(keys, stop=self._stop)
+            self._watch = self._client.watch(keys, stop=self._stop, heartbeat=self._heartbeat)
             try:
                 for batch in self._watch:
                     self._take(batch)
@@ -162,19 +175,17 @@ class Agent:
     def _write(self) -> None:
         failures = 0
         written_at = 0.0
-        renewed_at = 0.0
         while not self._stop.is_set():
-            kind = self._next(written_at, renewed_at)
+            kind = self._next(written_at)
             if kind == "retire":
                 self._finished.set()
                 return
             try:
                 if kind == "renew":
                     self._renew()
-                    renewed_at = time.monotonic()
                 else:
                     self._put(final=kind == "final")
-                    written_at = renewed_at = time.monotonic()
+                    written_at = time.monotonic()
             except Exception as error:  # noqa: BLE001 (a defect of ours must not silence the process either)
                 failures += 1
                 self._pause(failures, error)
@@ -200,10 +211,8 @@ class Agent:
                 return
         self._stop.wait(RETRY_LEAST_S)
 
-    def _next(self, written_at: float, renewed_at: float) -> str:
+    def _next(self, written_at: float) -> str:
         """Wait for something to write; return `report`, `final`, `retire` or `renew`."""
-        # Jitter, so that a thousand pods that started together do not renew together.
-        renew_at = renewed_at + KEEP_ALIVE_S * random.uniform(0.8, 1.0)  # noqa: S311
         looked_at = written_at
         with self._wake:
             while True:
@@ -218,10 +227,11 @@ class Agent:
                     if self._count() != self._reported:
                         break
                     looked_at = now
+                renew_at = self._heartbeat.request_at
                 if now >= renew_at:
                     return "renew"
                 until = renew_at if self._stable else min(renew_at, looked_at + LOAD_PERIOD_S)
-                self._wake.wait(until - now)
+                self._wake.wait(min(until - now, threading.TIMEOUT_MAX))
             # Cleared before the report is made: what happens after that is news again.
             self._edge = False
             return "report"
@@ -236,19 +246,24 @@ class Agent:
             # Without a lease, so that it outlives the process.
             self._client.put(self._report_key, report.encode())
             return
-        if not self._lease:
-            self._lease = self._client.grant(LEASE_S)
+        lease = self._heartbeat.lease or self._grant()
         try:
-            self._client.put(self._report_key, report.encode(), lease=self._lease)
+            self._client.put(self._report_key, report.encode(), lease=lease)
         except LeaseNotFound:
-            self._lease = self._client.grant(LEASE_S)
-            self._client.put(self._report_key, report.encode(), lease=self._lease)
+            self._client.put(self._report_key, report.encode(), lease=self._grant())
+
+    def _grant(self) -> int:
+        lease = self._client.grant(LEASE_S)
+        self._heartbeat.hold(lease)
+        return lease
 
     def _renew(self) -> None:
-        if self._lease and self._client.keep_alive(self._lease):
+        lease = self._heartbeat.lease
+        if lease and self._client.keep_alive(lease):
+            self._heartbeat.hold(lease)
             return
         # The lease ended, and the report with it.
-        self._lease = 0
+        self._heartbeat.hold(0)
         self._put(final=False)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from ebbtide.etcd import EtcdClient
+from ebbtide.etcd import EtcdClient, Heartbeat, wire
 from ebbtide.protocol import Keys, PodState, Report
 from ebbtide_operator.core.model import WorkloadKey
 from ebbtide_operator.metrics import Metrics
@@ -51,6 +51,7 @@ class Stand:
         self.metrics = Metrics()
         self.reviews: list[str] = []
         self.reviewer = self._review
+        self._seen_as: Any = None
         self.workloads = {ALICE.uid: ORDERS, BOB.uid: ORDERS}
         self.relay = Relay(
             self.state,
@@ -59,6 +60,7 @@ class Stand:
             lambda namespace, uid: self.workloads.get(uid),
             self.metrics,
             clock=lambda: self.now,
+            look_s=0.005,
         )
 
     async def _authenticate(self, token: str) -> PodIdentity | None:
@@ -74,7 +76,11 @@ class Stand:
         return None
 
     async def __aenter__(self) -> Any:
-        app = web.Application()
+        @web.middleware
+        async def seen(request: web.Request, handler: Any) -> web.StreamResponse:
+            return await (self._seen_as or _as_it_is)(request, handler)
+
+        app = web.Application(middlewares=[seen])
         app.add_routes(self.relay.routes())
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
         await self._runner.setup()
@@ -82,15 +88,16 @@ class Stand:
         self.port = self._runner.addresses[0][1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.session = aiohttp.ClientSession()
-        self._task = asyncio.create_task(self.state.run())
+        self._tasks = [asyncio.create_task(self.state.run()), asyncio.create_task(self.relay.run())]
         await self.state.synced()
         return self
 
     async def __aexit__(self, *args: object) -> None:
         self.relay.close()
         await self.session.close()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._runner.cleanup()
 
     def client(self, token: str) -> EtcdClient:
@@ -121,8 +128,47 @@ class Stand:
             assert answer.status == 200, await answer.read()
             yield Lines(answer)
 
+    @contextlib.asynccontextmanager
+    async def beating(self, *requests: Any, token: str = "alice") -> AsyncIterator[Any]:
+        """Open a watch whose request stays open; gives what goes up and what comes down."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1024)
+        head = (
+            f"POST /v3/watch HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+            f"Transfer-Encoding: chunked\r\n{wire.HEARTBEAT}: 1\r\n\r\n"
+        )
+        writer.write(head.encode())
+        up = Up(reader, writer)
+        up.send(b"".join(json.dumps({"create_request": request}).encode() + b"\n" for request in requests) + b"\n")
+        try:
+            yield up
+        finally:
+            writer.close()
+
+    @contextlib.asynccontextmanager
+    async def seen_as(self, middleware: Any) -> AsyncIterator[None]:
+        """Let requests go through something else."""
+        self._seen_as = middleware
+        yield
+        self._seen_as = None
+
+    def beats(self) -> aiohttp.StreamReader:
+        """Return what the relay has of the one watch that is beaten up."""
+        (one,) = self.relay._pulse._felt
+        assert one.beats is not None
+        return one.beats._content
+
+    def cuts(self, status: int) -> float:
+        """Return how many watches were cut off with this status."""
+        found = self.metrics.registry.get_sample_value("ebbtide_relay_watches_cut_total", {"status": str(status)})
+        return found or 0.0
+
     def open_watches(self) -> float:
         return self.metrics.registry.get_sample_value("ebbtide_relay_connections") or 0.0
+
+
+async def _as_it_is(request: web.Request, handler: Any) -> web.StreamResponse:
+    answer: web.StreamResponse = await handler(request)
+    return answer
 
 
 class Lines:
@@ -136,13 +182,43 @@ class Lines:
         return json.loads(line)["result"] if line else None
 
 
+class Up:
+    """The pod's end of a watch that it beats up."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self._writer = writer
+
+    def send(self, data: bytes) -> None:
+        self._writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def send_raw(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def drain(self) -> None:
+        await self._writer.drain()
+
+    async def until(self, part: bytes) -> bytes:
+        """Return what comes down up to and with a part."""
+        async with asyncio.timeout(20):
+            return await self.reader.readuntil(part)
+
+    async def rest(self) -> bytes:
+        """Return what comes down until the connection ends; nothing where it is broken off."""
+        async with asyncio.timeout(20):
+            try:
+                return await self.reader.read()
+            except ConnectionResetError:
+                return b""
+
+
 class Follower:
     """A pod's own client watching in a thread, as the library's agent does."""
 
-    def __init__(self, client: EtcdClient, keys: list[str]) -> None:
+    def __init__(self, client: EtcdClient, keys: list[str], heartbeat: Heartbeat | None = None) -> None:
         self.stop = threading.Event()
         self.changes: list[Any] = []
-        self.watch = client.watch(keys, stop=self.stop)
+        self.watch = client.watch(keys, stop=self.stop, heartbeat=heartbeat)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 

@@ -9,8 +9,8 @@ import pytest
 from ebbtide.etcd import LeaseNotFound, Overloaded, Removed, Resync, Unavailable
 from ebbtide.protocol import Report
 from ebbtide_operator.ports import Delete, Put
+from ebbtide_operator.serve import pulse
 from ebbtide_operator.serve import relay as module
-from ebbtide_operator.serve import watcher
 from ebbtide_operator.store.memory import MemoryStore
 from tests.unit.etcd.relay_stand import ALICE, BOB, KEYS, ORDERS, Follower, Stand, a_report, b64, until
 
@@ -175,7 +175,7 @@ async def test_lines_are_etcds(stand: Stand) -> None:
 
 
 async def test_a_quiet_watch_says_that_it_lives(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "PROGRESS_S", 0.02)
+    monkeypatch.setattr(pulse, "PROGRESS_S", 0.02)
     async with stand.watch({"key": b64(ORDER)}) as lines:
         assert (await lines.next())["created"]
         assert set(await lines.next()) == {"header"}
@@ -183,7 +183,7 @@ async def test_a_quiet_watch_says_that_it_lives(stand: Stand, monkeypatch: pytes
 
 
 async def test_a_progress_line_never_runs_ahead_of_an_event(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "PROGRESS_S", 0.0005)
+    monkeypatch.setattr(pulse, "PROGRESS_S", 0.0005)
     start = stand.state.mirror.revision + 1
     seen: list[str] = []
     async with stand.watch({"key": b64(ORDER), "start_revision": str(start)}) as lines:
@@ -220,7 +220,7 @@ async def test_one_watch_on_the_store_feeds_every_pod(stand: Stand) -> None:
 
 
 async def test_watches_stay_open_while_the_store_is_away(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "PROGRESS_S", 0.02)
+    monkeypatch.setattr(pulse, "PROGRESS_S", 0.02)
     async with stand.watch({"key": b64(ORDER)}) as lines:
         await lines.next()
         stand.store.available = False
@@ -280,7 +280,7 @@ async def test_a_store_that_was_replaced_and_counted_on_is_found_out(stand: Stan
 
 
 async def test_a_watch_ends_after_a_while(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "PROGRESS_S", 0.02)
+    monkeypatch.setattr(pulse, "PROGRESS_S", 0.02)
     async with stand.watch({"key": b64(ORDER)}) as lines:
         await lines.next()
         stand.now += module.WATCH_S * 1.2 + 1

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ebbtide_operator.ports import PodIdentity, Put
+from ebbtide_operator.serve import bodies, reviews, watcher
 from ebbtide_operator.serve import relay as module
-from ebbtide_operator.serve import reviews, watcher
 from ebbtide_operator.serve.identity import IdentityCache
 from ebbtide_operator.serve.limits import TokenBuckets
 from tests.unit.etcd.relay_stand import ALICE, BOB, EVE, KEYS, Stand, a_report, b64, until
@@ -277,7 +277,7 @@ async def test_a_report_has_a_size(stand: Stand) -> None:
 
 
 async def test_a_body_has_a_size(stand: Stand) -> None:
-    await refused(stand, "/v3/kv/put", b" " * (module.MOST_BODY_BYTES + 1), status=413, code=8)
+    await refused(stand, "/v3/kv/put", b" " * (bodies.MOST_BODY_BYTES + 1), status=413, code=8)
 
 
 async def test_a_body_without_a_length_has_a_size_too(stand: Stand) -> None:
@@ -291,7 +291,7 @@ async def test_a_body_without_a_length_has_a_size_too(stand: Stand) -> None:
 
 
 async def test_a_slow_body_is_not_waited_for(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BODY_S", 0.05)
+    monkeypatch.setattr(bodies, "BODY_S", 0.05)
     released = asyncio.Event()
 
     async def slow() -> AsyncIterator[Any]:

@@ -23,6 +23,8 @@ HANDSHAKE_S = 10.0
 """How long a client may take for its part of the TLS handshake; asyncio's own limit is a minute."""
 TLS_BUFFER = 16 * 1024
 """Bytes that each TLS connection reads at a time, a record. docs/decisions/0012 says why."""
+READ_BUFFER = 32 * 1024
+"""Bytes of a body that wait to be read; twice as many may. aiohttp's own limit is for uploads."""
 LINGER_S = 1.0
 """How long to read on where an answer came before the end of the request, so that the client can read it."""
 BACKLOG = 1024
@@ -95,6 +97,7 @@ class Server:
             keepalive_timeout=KEEP_ALIVE_S,
             shutdown_timeout=CLOSE_S,
             lingering_time=LINGER_S,
+            read_bufsize=READ_BUFFER,
             handler_cancellation=True,
         )
         await runner.setup()

@@ -14,8 +14,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import NoReturn, TypeVar
 
-import aiohttp
 from aiohttp import web
 
 from ebbtide.etcd import wire
@@ -26,9 +26,11 @@ from ebbtide_operator.core.model import WorkloadKey
 from ebbtide_operator.metrics import Metrics
 from ebbtide_operator.ports import LeaseEnded, PodIdentity, Put, Store, StoreUnavailable
 from ebbtide_operator.serve import relay_wire
+from ebbtide_operator.serve.bodies import Beats, read_opening, read_whole
 from ebbtide_operator.serve.identity import IdentityCache
 from ebbtide_operator.serve.limits import TokenBuckets
-from ebbtide_operator.serve.relay_wire import Denial, forbidden
+from ebbtide_operator.serve.pulse import LOOK_S, Feeling, Pulse
+from ebbtide_operator.serve.relay_wire import TTL_S, Denial, forbidden
 from ebbtide_operator.serve.reviews import ReviewLimits
 from ebbtide_operator.serve.watcher import Watcher
 from ebbtide_operator.store.drain_state import MirroredDrainState
@@ -36,18 +38,18 @@ from ebbtide_operator.store.mirror import Subscription
 from ebbtide_operator.store.records import Addresses, Kind
 
 MOST_REPORT_BYTES = 16 * 1024
-MOST_BODY_BYTES = 32 * 1024
-"""A report in base64, with its key around it."""
-BODY_S = 5.0
 CATCH_UP_S = 2.0
 """How long the mirror may take to reach what the pod saw through another replica."""
 WATCH_S = 1800.0
 """Mean life of a watch: then the pod proves again who it is, and may land on another replica."""
 WATCHES_PER_POD = 4
 REQUESTS_PER_S, REQUESTS_AT_ONCE = 5.0, 30.0
-TTL_S = range(10, 121)
 LEASE_SLOTS = 16
 """Leases that one pod may have at a time."""
+TAKEN = "1"
+"""Of the header that says that beats are taken."""
+
+Body = TypeVar("Body")
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Relay:
         workload_of: Returns the workload of a pod (namespace, UID), as far as it is known.
         metrics: Counts open watches.
         clock: Monotonic seconds.
+        look_s: Seconds between two looks at all open watches.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Relay:
         workload_of: Callable[[str, str], WorkloadKey | None],
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        look_s: float = LOOK_S,
     ) -> None:
         self._state = state
         self._mirror = state.mirror
@@ -87,15 +91,16 @@ class Relay:
         self._watches: Counter[str] = Counter()
         self._subscriptions: set[Subscription] = set()
         self._closing = False
+        self._pulse = Pulse(lambda: self._store, self._admit_beat, metrics, look_s)
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post(wire.RANGE, self._guarded(self._range)),
-            web.post(wire.PUT, self._guarded(self._put)),
-            web.post(wire.WATCH, self._guarded(self._watch)),
-            web.post(wire.GRANT, self._guarded(self._grant)),
-            web.post(wire.KEEP_ALIVE, self._guarded(self._keep_alive)),
-            web.route("*", "/v3/{call:.*}", self._guarded(self._refuse)),
+            web.post(wire.RANGE, self._guarded(self._range, read_whole)),
+            web.post(wire.PUT, self._guarded(self._put, read_whole)),
+            web.post(wire.WATCH, self._guarded(self._watch, read_opening)),
+            web.post(wire.GRANT, self._guarded(self._grant, read_whole)),
+            web.post(wire.KEEP_ALIVE, self._guarded(self._keep_alive, read_whole)),
+            web.route("*", "/v3/{call:.*}", self._guarded(self._refuse, read_whole)),
         ]
 
     def close(self) -> None:
@@ -104,15 +109,21 @@ class Relay:
         for subscription in self._subscriptions:
             subscription.wake()
 
+    async def run(self) -> NoReturn:
+        """Feel the pulse of open watches until cancelled; without it quiet ones are not told anything."""
+        await self._pulse.run()
+
     # --- what every request passes
 
     def _guarded(
-        self, handler: Callable[[web.Request, PodIdentity, bytes], Awaitable[web.StreamResponse]]
+        self,
+        handler: Callable[[web.Request, PodIdentity, Body], Awaitable[web.StreamResponse]],
+        read: Callable[[web.Request], Awaitable[Body]],
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        async def handle(request: web.Request) -> web.StreamResponse:
+        async def answer(request: web.Request) -> web.StreamResponse:
             try:
                 pod = await self._admit(request)
-                return await handler(request, pod, await _read(request))
+                return await handler(request, pod, await read(request))
             except Denial as denial:
                 return _answer(denial)
             except WireError as error:
@@ -123,13 +134,27 @@ class Relay:
                 logger.debug("relay.store_away", extra={"error": str(error)})
                 return _answer(Denial(503, wire.UNAVAILABLE, "the store is away"))
 
+        async def handle(request: web.Request) -> web.StreamResponse:
+            response = await answer(request)
+            if not response.prepared:
+                # So that its watch, which comes next, may stay open for beats.
+                response.headers[wire.HEARTBEAT] = TAKEN
+            return response
+
         return handle
 
     async def _admit(self, request: web.Request) -> PodIdentity:
         pod = await self._identify(request)
+        self._check_pace(pod)
+        return pod
+
+    def _admit_beat(self, pod: PodIdentity, lease: int) -> None:
+        self._check_pace(pod)
+        self._check_lease(pod, lease)
+
+    def _check_pace(self, pod: PodIdentity) -> None:
         if not self._requests.take(pod.uid):
             raise Denial(429, wire.RESOURCE_EXHAUSTED, "too many requests from this pod")
-        return pod
 
     async def _identify(self, request: web.Request) -> PodIdentity:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -205,7 +230,7 @@ class Relay:
         lease = relay_wire.decode_lease(body)
         self._check_lease(pod, lease)
         alive = await self._store.keep_alive(lease)
-        return _json(relay_wire.encode_keep_alive(lease, TTL_S.start if alive else 0, self._mirror.revision))
+        return _json(relay_wire.encode_kept(lease, self._mirror.revision, alive=alive))
 
     async def _refuse(self, request: web.Request, _pod: PodIdentity, _body: bytes) -> web.StreamResponse:
         raise forbidden(f"{request.method} {request.path[:100]} is not served to pods")
@@ -218,7 +243,10 @@ class Relay:
 
     # --- watches
 
-    async def _watch(self, request: web.Request, pod: PodIdentity, body: bytes) -> web.StreamResponse:
+    async def _watch(
+        self, request: web.Request, pod: PodIdentity, opening: tuple[bytes, Beats | None]
+    ) -> web.StreamResponse:
+        body, beats = opening
         targets = relay_wire.decode_watch(body)
         for target in targets:
             self._check_readable(pod, target.key)
@@ -229,17 +257,23 @@ class Relay:
         self._check_healthy()
         async with self._counted(pod, targets) as subscription:
             await self._catch_up(targets)
-            response = web.StreamResponse(headers={"Content-Type": "application/json"})
+            response = web.StreamResponse(headers={"Content-Type": "application/json", wire.HEARTBEAT: TAKEN})
             await response.prepare(request)
             ends_at = self._clock() + WATCH_S * random.uniform(0.8, 1.2)  # noqa: S311 (spreads reconnects)
-            watcher = Watcher(self._mirror, response, subscription, targets, self._store.cluster)
+            watcher = Watcher(self._mirror, request, response, subscription, targets, self._store.cluster)
+
+            def over() -> bool:
+                return self._closing or self._clock() > ends_at
+
             try:
-                await watcher.run(lambda: self._closing or self._clock() > ends_at)
+                with self._pulse.feeling(Feeling(pod, watcher, beats, over)):
+                    await watcher.run(over)
                 await response.write_eof()
             except TimeoutError:
-                # It does not read: let go of it without the courtesies that it would not read either.
-                if request.transport is not None:
-                    request.transport.abort()
+                watcher.abort()
+            except Denial as denial:
+                await response.write_eof(relay_wire.encode_end(denial))
+                request.protocol.force_close()
             except ConnectionError:
                 logger.debug("relay.watch_gone", extra={"namespace": pod.namespace, "pod": pod.name})
             return response
@@ -281,26 +315,6 @@ def _lease_family(pod: PodIdentity) -> int:
     number = int.from_bytes(digest[:8]) >> 1  # etcd's ids are signed
     # Never 0, which means: no lease.
     return (number - number % LEASE_SLOTS) or LEASE_SLOTS
-
-
-async def _read(request: web.Request) -> bytes:
-    if "Content-Encoding" in request.headers:
-        raise Denial(415, wire.INVALID_ARGUMENT, "Content-Encoding: not taken")
-    too_long = Denial(413, wire.RESOURCE_EXHAUSTED, f"a request has at most {MOST_BODY_BYTES} bytes")
-    if (request.content_length or 0) > MOST_BODY_BYTES:
-        raise too_long
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_S):
-            while data := await request.content.readany():
-                body += data
-                if len(body) > MOST_BODY_BYTES:
-                    raise too_long
-    except TimeoutError as error:
-        raise Denial(408, wire.DEADLINE_EXCEEDED, f"the request took more than {BODY_S:g} s") from error
-    except (aiohttp.ClientPayloadError, ConnectionError) as error:
-        raise Denial(400, wire.INVALID_ARGUMENT, "the request ended early") from error
-    return bytes(body)
 
 
 def _json(body: bytes) -> web.Response:

@@ -17,6 +17,8 @@ from ebbtide.etcd.wire import WatchTarget
 
 MOST_WATCHES = 4
 """In one request."""
+TTL_S = range(10, 121)
+"""Seconds that a pod may ask a lease for."""
 
 
 class Denial(Exception):
@@ -103,12 +105,17 @@ def encode_grant(lease: int, ttl_s: int, revision: int) -> bytes:
     return fields.dump({"header": _header(revision), "ID": str(lease), "TTL": str(ttl_s)})
 
 
-def encode_keep_alive(lease: int, ttl_s: int, revision: int) -> bytes:
-    """Answer a keep-alive; 0 seconds, an ended lease, are left out as everywhere."""
+def encode_kept(lease: int, revision: int, *, alive: bool) -> bytes:
+    """Answer a keep-alive; the seconds of an ended lease are left out, as every zero."""
     result: dict[str, Any] = {"header": _header(revision), "ID": str(lease)}
-    if ttl_s:
-        result["TTL"] = str(ttl_s)
+    if alive:
+        result["TTL"] = str(TTL_S.start)
     return fields.dump({"result": result}) + b"\n"
+
+
+def encode_end(denial: Denial) -> bytes:
+    """End a watch with an error."""
+    return fields.dump({"error": {"code": denial.code, "message": denial.message}}) + b"\n"
 
 
 def encode_created(watch_id: int, revision: int, cluster: int = 0) -> bytes:

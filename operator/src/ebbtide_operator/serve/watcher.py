@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable
 
 from aiohttp import web
 
 from ebbtide.etcd.wire import WatchTarget
 from ebbtide_operator.serve import relay_wire
+from ebbtide_operator.serve.relay_wire import Denial
 from ebbtide_operator.store.mirror import Mirror, Subscription
 
 WRITE_S = 10.0
 """How long a pod may take to read a line."""
-PROGRESS_S = 15.0
-"""How often a quiet watch says that it lives."""
 
 
 class Watcher:
@@ -23,24 +24,29 @@ class Watcher:
     def __init__(
         self,
         mirror: Mirror,
+        request: web.Request,
         response: web.StreamResponse,
         subscription: Subscription,
         targets: list[WatchTarget],
         cluster: int,
     ) -> None:
+        self.wrote_at = time.monotonic()
         self._mirror = mirror
+        self._request = request
         self._response = response
         self._subscription = subscription
         self._targets = targets
         self._cluster = cluster
         self._next = {target.watch_id: target.start_revision for target in targets}
+        self._denial: Denial | None = None
 
     async def run(self, over: Callable[[], bool]) -> None:
-        """Tell what happens until it is `over`, which is asked at least at every progress line.
+        """Tell what happens until it is `over`, which is asked at each wake.
 
         Raises:
             TimeoutError: The pod does not read.
             ConnectionError: The pod is gone.
+            Denial: It was cut off.
         """
         revision = self._mirror.revision
         for target in self._targets:
@@ -49,6 +55,8 @@ class Watcher:
         await self._write(b"".join(created))
         changed = {target.key for target in self._targets}
         while not over():
+            if self._denial is not None:
+                raise self._denial
             # No wait between looking and encoding: a progress line says that nothing was left out.
             lines = [line for target in self._targets if target.key in changed for line in self._news(target)]
             if self._subscription.ended:
@@ -62,8 +70,34 @@ class Watcher:
                 await self._write(b"".join(lines))
             if self._subscription.ended:
                 return
-            await self._subscription.wait(PROGRESS_S)
+            await self._subscription.wait()
             changed = set(self._subscription.take())
+
+    def wake(self) -> None:
+        """Let it look again; where there is no news it says that it lives."""
+        self._subscription.wake()
+
+    def cut(self, denial: Denial) -> None:
+        """End it for what the pod did."""
+        self._denial = denial
+        if self._request.protocol.writing_paused:
+            self.abort()
+        self._subscription.wake()
+
+    async def answer(self, lease: int, *, alive: bool) -> None:
+        """Say what became of a lease that the pod beat for; never waits."""
+        if self._request.protocol.writing_paused:
+            # Who beats and does not read would fill our memory.
+            self.abort()
+            return
+        self.wrote_at = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            await self._response.write(relay_wire.encode_kept(lease, self._mirror.revision, alive=alive))
+
+    def abort(self) -> None:
+        """Let go of the connection without the courtesies that would not be read either."""
+        if self._request.transport is not None:
+            self._request.transport.abort()
 
     def _news(self, target: WatchTarget) -> list[bytes]:
         event = self._mirror.since(target.key, self._next[target.watch_id])
@@ -74,5 +108,6 @@ class Watcher:
         return [relay_wire.encode_event(target.watch_id, revision, event)]
 
     async def _write(self, data: bytes) -> None:
+        self.wrote_at = time.monotonic()
         async with asyncio.timeout(WRITE_S):
             await self._response.write(data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -28,6 +28,8 @@ from ebbtide_operator.store.session import Session
 
 PAGE = 1000
 """Keys per page of a range: some hundred KiB."""
+BATCH = 500
+"""Leases per request: etcd renews so many in some milliseconds."""
 
 
 class Calls(Protocol):
@@ -47,6 +49,9 @@ class Calls(Protocol):
 
     async def keep_alive(self, lease: int) -> int:
         """Return the seconds that the lease now has; 0: it has expired."""
+
+    async def keep_all_alive(self, leases: Sequence[int]) -> Mapping[int, int]:
+        """Return the seconds that each lease now has; 0, or none: it has expired."""
 
     async def revoke(self, lease: int) -> None: ...
 
@@ -107,6 +112,14 @@ class EtcdStore:
                 return await self._calls.keep_alive(lease) > 0
             except LeaseNotFound:
                 return False
+
+    async def keep_all_alive(self, leases: Collection[int]) -> frozenset[int]:
+        ordered = list(leases)
+        left_s: dict[int, int] = {}
+        with _translated():
+            for first in range(0, len(ordered), BATCH):
+                left_s.update(await self._calls.keep_all_alive(ordered[first : first + BATCH]))
+        return frozenset(lease for lease in ordered if left_s.get(lease, 0) <= 0)
 
     async def revoke(self, lease: int) -> None:
         with _translated(), contextlib.suppress(LeaseNotFound):

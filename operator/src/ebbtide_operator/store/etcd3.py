@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
-from ebbtide.etcd.errors import BadAnswer
+from ebbtide.etcd.errors import BadAnswer, Unavailable
 from ebbtide.etcd.messages import Changed, KeyValue, RangeResult, Removed, TxnResult
 from ebbtide.etcd.wire import Page, WatchAnswer, WatchTarget, prefix_end
 from ebbtide_operator.ports import Compare, Delete, Put, StoreStatus
@@ -103,6 +103,18 @@ class _Etcd3Calls:
             write=False,
         )
         return int(answer.TTL)
+
+    async def keep_all_alive(self, leases: Sequence[int]) -> Mapping[int, int]:
+        requests = [self._rpc.LeaseKeepAliveRequest(ID=lease) for lease in leases]
+        what = f"keep {len(leases)} leases alive"
+        with self.session.answered():
+            async with self._connection.stream(
+                what, lambda client: self._rpc.LeaseStub(client.channel).LeaseKeepAlive, *requests
+            ) as stream:
+                answers = await stream.rest(self.session.timeout_s)
+            if len(answers) != len(leases):
+                raise Unavailable(f"{what}: {len(answers)} were answered")
+        return {answer.ID: answer.TTL for answer in answers}
 
     async def revoke(self, lease: int) -> None:
         request = self._rpc.LeaseRevokeRequest(ID=lease)

@@ -182,8 +182,8 @@ class Etcd3Connection:
             return await self._call(what, pick, request, write=write)
 
     @contextlib.asynccontextmanager
-    async def stream(self, what: str, pick: Callable[[Any], Any], request: Any) -> AsyncIterator[Stream]:
-        """Send a request whose answers have no end, and give them.
+    async def stream(self, what: str, pick: Callable[[Any], Any], *requests: Any) -> AsyncIterator[Stream]:
+        """Send the requests of a stream, and give its answers, which may have no end.
 
         Raises:
             EtcdError: As for a call; it may also come from the stream.
@@ -196,7 +196,7 @@ class Etcd3Connection:
             peer = self._peer(endpoint)
             with peer.used() as client:
                 # The package's own watcher is not used: its thread swallows how a watch ended, or ends itself.
-                call = pick(client)(iter([request]), metadata=_metadata(token))
+                call = pick(client)(iter(requests), metadata=_metadata(token))
                 thread = ThreadPoolExecutor(1, "ebbtide-etcd3-watch")
                 stream = Stream(self.package.grpc, what, call, endpoint, thread)
                 try:
@@ -314,17 +314,30 @@ class Stream:
             TimedOut: None came within `patience_s` seconds; the stream is of no further use.
             EtcdError: The stream ended or broke.
         """
+        answer = await self._take(lambda: next(self._call, None), patience_s)
+        if answer is None:
+            raise Unavailable(f"{self._what}: the server ended it", endpoint=self.endpoint.url)
+        return answer
+
+    async def rest(self, patience_s: float) -> list[Any]:
+        """Wait for all answers of a stream that the server ends.
+
+        Raises:
+            TimedOut: It did not end within `patience_s` seconds.
+            EtcdError: The stream broke.
+        """
+        answers: list[Any] = await self._take(lambda: list(self._call), patience_s)
+        return answers
+
+    async def _take(self, read: Callable[[], Any], patience_s: float) -> Any:
         try:
             async with asyncio.timeout(patience_s):
-                answer = await asyncio.get_running_loop().run_in_executor(self._thread, next, self._call, None)
+                return await asyncio.get_running_loop().run_in_executor(self._thread, read)
         except TimeoutError as error:
             self.silent = True
             raise TimedOut(f"{self._what}: silent for {patience_s:g} s", endpoint=self.endpoint.url) from error
         except self._grpc.RpcError as error:
             raise failure_of(self._what, self.endpoint, error, write=False) from error
-        if answer is None:
-            raise Unavailable(f"{self._what}: the server ended it", endpoint=self.endpoint.url)
-        return answer
 
 
 async def _outcome(call: Any) -> Any:

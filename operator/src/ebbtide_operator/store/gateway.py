@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from ebbtide.etcd import fields, wire
@@ -73,6 +73,17 @@ class _GatewayCalls:
         body = wire.encode_lease(lease)
         return await self._ask("keep a lease alive", wire.KEEP_ALIVE, body, wire.decode_keep_alive, write=False)
 
+    async def keep_all_alive(self, leases: Sequence[int]) -> Mapping[int, int]:
+        # The gateway takes the body for a stream of requests, and gives the answers as lines.
+        body = b"\n".join(map(wire.encode_lease, leases))
+        return await self._ask(
+            f"keep {len(leases)} leases alive",
+            wire.KEEP_ALIVE,
+            body,
+            lambda answer: _decode_all_kept(answer, len(leases)),
+            write=False,
+        )
+
     async def revoke(self, lease: int) -> None:
         await self._ask("revoke a lease", wire.REVOKE, wire.encode_lease(lease), len, write=False)
 
@@ -95,6 +106,13 @@ class _GatewayCalls:
             raise error_of(what, 200, error.failure, endpoint=None, write=write) from error
         except WireError as error:
             raise BadAnswer(f"{what}: {error}", may_have_happened=write) from error
+
+
+def _decode_all_kept(body: bytes, count: int) -> Mapping[int, int]:
+    kept = [wire.decode_kept(line) for line in body.splitlines() if line]
+    if len(kept) != count:
+        raise WireError(f"{len(kept)} answers to {count} requests")
+    return dict(kept)
 
 
 def _decode_status(body: bytes) -> StoreStatus:

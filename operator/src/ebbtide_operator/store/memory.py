@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from ebbtide_operator.ports import (
@@ -105,6 +105,9 @@ class MemoryStore:
         if known is not None:
             known.expires_at = self._clock() + known.ttl_s
         return known is not None
+
+    async def keep_all_alive(self, leases: Collection[int]) -> frozenset[int]:
+        return frozenset([lease for lease in leases if not await self.keep_alive(lease)])
 
     async def revoke(self, lease: int) -> None:
         self._check()

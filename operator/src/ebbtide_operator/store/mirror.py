@@ -273,13 +273,9 @@ class Subscription:
         self._changed: dict[str, None] = {}
         self._news = asyncio.Event()
 
-    async def wait(self, timeout_s: float) -> None:
-        """Wait until something changed, or for `timeout_s` seconds."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._news.wait()
-        except TimeoutError:
-            return
+    async def wait(self) -> None:
+        """Wait until something changed, or somebody woke it."""
+        await self._news.wait()
 
     def take(self) -> list[str]:
         """Return the keys that changed since the last time."""

@@ -16,6 +16,7 @@ from ebbtide.etcd.errors import (
     Unauthenticated,
     Unavailable,
 )
+from ebbtide.etcd.heartbeat import Heartbeat
 from ebbtide.etcd.messages import (
     Batch,
     Changed,
@@ -41,6 +42,7 @@ __all__ = [
     "EtcdClient",
     "EtcdError",
     "GatewayDisabled",
+    "Heartbeat",
     "KeyValue",
     "LeaseExists",
     "LeaseNotFound",

@@ -12,6 +12,7 @@ from ebbtide.etcd import wire
 from ebbtide.etcd.dial import never
 from ebbtide.etcd.errors import BadAnswer, Compacted, LeaseNotFound, error_of
 from ebbtide.etcd.fields import WireError
+from ebbtide.etcd.heartbeat import Heartbeat
 from ebbtide.etcd.messages import Compare, Delete, KeyValue, Put, RangeResult, TxnResult
 from ebbtide.etcd.transport import Transport
 from ebbtide.etcd.watch import INACTIVITY_S, Watch
@@ -121,6 +122,7 @@ class EtcdClient:
         stop: threading.Event,
         prefix: bool = False,
         inactivity_s: float = INACTIVITY_S,
+        heartbeat: Heartbeat | None = None,
     ) -> Watch:
         """Watch keys, or everything under prefixes, over one connection.
 
@@ -135,6 +137,7 @@ class EtcdClient:
             prefix: Watch everything that starts with one of `keys`.
             inactivity_s: Seconds of silence after which to connect anew. Below the store's progress interval it costs
                 a new connection each time, and no event.
+            heartbeat: Keep its lease alive over the same connection, where the server takes that.
         """
         return Watch(
             self._transport,
@@ -143,6 +146,7 @@ class EtcdClient:
             stop=stop,
             prefix=prefix,
             inactivity_s=inactivity_s,
+            heartbeat=heartbeat,
         )
 
     def close(self) -> None:

@@ -14,9 +14,11 @@ from ebbtide.etcd.endpoints import Endpoint
 SLICE_S = 0.1
 """How long a wait may go on without asking whether somebody still wants the answer."""
 
-KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
+KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 14_000}
 """Seconds of quiet, seconds between probes, and probes without an answer: a dead path is noticed after 14 s, where the
-system's own settings take two hours. The kernels alone speak; not every system has every option."""
+system's own settings take two hours. Milliseconds that what was sent may go without a receipt: the same where a beat is
+under way, since a kernel that repeats a packet does not probe. The kernels alone speak; not every system has every
+option."""
 
 
 class Interrupted(Exception):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ebbtide.etcd import wire
 from ebbtide.etcd.dial import dial, never, wait
 from ebbtide.etcd.endpoints import Endpoint
 
@@ -40,6 +41,14 @@ class Request:
     headers: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    body: bytes
+    takes_beats: bool
+    """Whether the server says that it takes beats up a watch."""
+
+
 class Pool:
     """Connections that wait for their next request. Safe to use from several threads."""
 
@@ -49,8 +58,8 @@ class Pool:
         self._closed = False
         self._idle: list[tuple[Endpoint, http.client.HTTPConnection, float]] = []
 
-    def exchange(self, endpoint: Endpoint, request: Request, limits: Limits, *, again: bool) -> tuple[int, bytes]:
-        """Send a request and return the status and the body of its answer.
+    def exchange(self, endpoint: Endpoint, request: Request, limits: Limits, *, again: bool) -> Answer:
+        """Send a request and return its answer.
 
         Args:
             endpoint: Whom to ask.
@@ -67,7 +76,7 @@ class Pool:
             kept = self._take(endpoint)
             connection = kept or self.connect(endpoint, limits.connect_by, limits.interrupted)
             try:
-                status, answer = _converse(connection, request, limits)
+                answer = _converse(connection, request, limits)
             except Lost as lost:
                 connection.close()
                 # The peer may close a kept connection at the moment of its reuse.
@@ -83,7 +92,16 @@ class Pool:
                 connection.close()
                 raise
             self._give_back(endpoint, connection)
-            return status, answer
+            return answer
+
+    def prune(self) -> None:
+        """Close what nobody has used for long."""
+        before = time.monotonic() - IDLE_LIMIT_S
+        with self._lock:
+            old = [connection for _endpoint, connection, since in self._idle if since < before]
+            self._idle = [entry for entry in self._idle if entry[2] >= before]
+        for connection in old:
+            connection.close()
 
     def connect(
         self, endpoint: Endpoint, deadline_at: float, interrupted: Callable[[], bool]
@@ -143,7 +161,7 @@ def left_s(deadline_at: float) -> float:
     return max(deadline_at - time.monotonic(), 0.001)
 
 
-def _converse(connection: http.client.HTTPConnection, request: Request, limits: Limits) -> tuple[int, bytes]:
+def _converse(connection: http.client.HTTPConnection, request: Request, limits: Limits) -> Answer:
     sock = connection.sock
     sock.settimeout(left_s(limits.answer_by))
     # Head and body go out in one sendall, which fails only where not every byte was taken.
@@ -152,7 +170,8 @@ def _converse(connection: http.client.HTTPConnection, request: Request, limits: 
         wait(sock, select.POLLIN, limits.answer_by, limits.interrupted)
         sock.settimeout(left_s(limits.answer_by))
         response = connection.getresponse()
-        return response.status, _body(response, sock, limits.answer_by)
+        takes_beats = response.headers[wire.HEARTBEAT] is not None
+        return Answer(response.status, _body(response, sock, limits.answer_by), takes_beats)
     except (OSError, http.client.HTTPException) as error:
         raise Lost from error
 

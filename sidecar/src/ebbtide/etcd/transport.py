@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import os
 import random
-import select
 import ssl
 import time
 import weakref
@@ -14,12 +13,12 @@ from collections.abc import Callable, Sequence
 
 from ebbtide.etcd import wire
 from ebbtide.etcd.auth import Anonymous, BearerToken, Credentials, PasswordLogin
-from ebbtide.etcd.dial import never, wait
+from ebbtide.etcd.dial import never
 from ebbtide.etcd.endpoints import Endpoint, Rotation
 from ebbtide.etcd.errors import BadAnswer, Closed, EtcdError, TimedOut, Unauthenticated, Unavailable, error_of
 from ebbtide.etcd.fields import WireError
-from ebbtide.etcd.pool import Limits, Lost, Pool, Request, left_s
-from ebbtide.etcd.stream import Stream, UnbufferedResponse
+from ebbtide.etcd.pool import Limits, Lost, Pool, Request
+from ebbtide.etcd.stream import Stream, begin
 
 
 class Transport:
@@ -42,6 +41,7 @@ class Transport:
         self.timeout_s = timeout_s
         self.closed = False
         self._pool = Pool(tls)
+        self._takes_beats: set[Endpoint] = set()
         self._credentials = self._choose_credentials(token, username, password)
         _alive.add(self)
 
@@ -106,7 +106,13 @@ class Transport:
             if answer.may_have_happened or tried >= len(self.rotation) or time.monotonic() >= deadline_at:
                 raise answer
 
-    def open_stream(self, what: str, path: str, body: bytes, interrupted: Callable[[], bool]) -> Stream:
+    def prune(self) -> None:
+        """Close connections that nobody has used for long."""
+        self._pool.prune()
+
+    def open_stream(
+        self, what: str, path: str, body: bytes, interrupted: Callable[[], bool], *, beats: bool = False
+    ) -> Stream:
         """Send a request whose answer has no end.
 
         Args:
@@ -114,6 +120,7 @@ class Transport:
             path: Path of the gateway.
             body: The request.
             interrupted: Asked often while waiting; true ends the wait with `Interrupted`.
+            beats: Leave the request open for beats, where the endpoint is known to take them.
 
         Raises:
             EtcdError: The endpoint at hand cannot be reached, does not begin to answer in time, or refuses.
@@ -131,9 +138,8 @@ class Transport:
             self.rotation.fail(endpoint)
             raise _unreachable(what, endpoint, error) from error
         try:
-            status, chunked, refusal = _begin(
-                connection, Request(path, body, _headers(header)), deadline_at, interrupted
-            )
+            request = Request(path, body, _headers(header))
+            head = begin(connection, request, deadline_at, interrupted, beats=beats and endpoint in self._takes_beats)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             self.rotation.fail(endpoint)
@@ -142,12 +148,13 @@ class Transport:
         except BaseException:
             connection.close()
             raise
-        if status != 200:
+        self._note_beats(endpoint, takes_beats=head.announced)
+        if head.status != 200:
             connection.close()
-            failure = error_of(what, status, wire.decode_failure(refusal), endpoint=endpoint.url, write=False)
+            failure = error_of(what, head.status, wire.decode_failure(head.refusal), endpoint=endpoint.url, write=False)
             self.note(failure, endpoint, header)
             raise failure
-        return Stream(connection, sock, endpoint, header, chunked=chunked)
+        return Stream(connection, sock, endpoint, header, head)
 
     def note(self, failure: EtcdError, endpoint: Endpoint, header: str | None) -> None:
         """Draw the consequences of a stream's failure: other credentials, or another endpoint, next time."""
@@ -157,6 +164,13 @@ class Transport:
                 self._credentials.renew(header)
         elif isinstance(failure, Unavailable | TimedOut):
             self.rotation.fail(endpoint)
+
+    def _note_beats(self, endpoint: Endpoint, *, takes_beats: bool) -> None:
+        # Replicas behind one address may differ for the time of an upgrade.
+        if takes_beats:
+            self._takes_beats.add(endpoint)
+        else:
+            self._takes_beats.discard(endpoint)
 
     def _share_at(self, deadline_at: float, tried: int) -> float:
         """Leave time for the endpoints that were not tried yet."""
@@ -169,15 +183,16 @@ class Transport:
         if self.closed:
             raise Closed(f"{what}: the client was closed")
         try:
-            status, answer = self._pool.exchange(endpoint, request, limits, again=not write)
+            answer = self._pool.exchange(endpoint, request, limits, again=not write)
         except Lost as lost:
             kind = TimedOut if isinstance(lost.__cause__, TimeoutError) else Unavailable
             return kind(f"{what}: {_reason(lost.__cause__)}", endpoint=endpoint.url, may_have_happened=write)
         except OSError as error:
             return _unreachable(what, endpoint, error)
-        if status == 200:
-            return answer
-        return error_of(what, status, wire.decode_failure(answer), endpoint=endpoint.url, write=write)
+        self._note_beats(endpoint, takes_beats=answer.takes_beats)
+        if answer.status == 200:
+            return answer.body
+        return error_of(what, answer.status, wire.decode_failure(answer.body), endpoint=endpoint.url, write=write)
 
     def _log_in(self, body: bytes) -> str:
         what = "log in"
@@ -197,20 +212,6 @@ class Transport:
             tried += 1
             if not isinstance(answer, Unavailable | TimedOut) or tried >= len(self.rotation):
                 raise answer
-
-
-def _begin(
-    connection: http.client.HTTPConnection, request: Request, deadline_at: float, interrupted: Callable[[], bool]
-) -> tuple[int, bool, bytes]:
-    """Send a request and read the head of its answer: status, whether it is chunked, and the body of a refusal."""
-    sock = connection.sock
-    connection.response_class = UnbufferedResponse
-    connection.request("POST", request.path, request.body, request.headers)
-    wait(sock, select.POLLIN, deadline_at, interrupted)
-    sock.settimeout(left_s(deadline_at))
-    response = connection.getresponse()
-    refusal = b"" if response.status == 200 else response.read(wire.MOST_FAILURE_BYTES)
-    return response.status, bool(response.chunked), refusal
 
 
 def _headers(authorization: str | None) -> dict[str, str]:

@@ -12,8 +12,10 @@ from ebbtide.etcd import wire
 from ebbtide.etcd.dial import SLICE_S, Interrupted
 from ebbtide.etcd.endpoints import Backoff
 from ebbtide.etcd.errors import Closed, Compacted, EtcdError, TimedOut, Unavailable
+from ebbtide.etcd.heartbeat import Heartbeat
 from ebbtide.etcd.messages import Batch, RangeResult
 from ebbtide.etcd.resume import Resumption, decode_answer
+from ebbtide.etcd.stream import Stream
 from ebbtide.etcd.transport import Transport
 
 INACTIVITY_S = 45.0
@@ -42,6 +44,7 @@ class Watch(Iterator[Batch]):
         stop: threading.Event,
         prefix: bool,
         inactivity_s: float,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         if isinstance(keys, str) or not keys:
             raise ValueError("keys: must be a sequence of at least one key")
@@ -49,6 +52,8 @@ class Watch(Iterator[Batch]):
         self._read = read
         self._stop = stop
         self._inactivity_s = inactivity_s
+        self._heartbeat = heartbeat
+        self._beat_at = float("inf")
         self._resumption = Resumption(keys, prefix=prefix)
         self._connected = False
         self._last_error: EtcdError | None = None
@@ -107,21 +112,27 @@ class Watch(Iterator[Batch]):
     def _follow(self) -> Generator[Batch, None, None]:
         """Open a connection and deliver what it says until it fails."""
         body = wire.encode_watch(self._resumption.begin())
-        stream = self._transport.open_stream("watch", wire.WATCH, body, self._interrupted)
+        beats = self._heartbeat is not None
+        stream = self._transport.open_stream("watch", wire.WATCH, body, self._interrupted, beats=beats)
         opened_at = time.monotonic()
         confirmed = False
+        if self._heartbeat is not None and stream.takes_beats:
+            self._beat_at = opened_at + self._heartbeat.carry()
         try:
             while True:
                 try:
-                    patience_s = self._inactivity_s if confirmed else self._transport.timeout_s
-                    lines = stream.lines(patience_s, self._interrupted)
+                    lines = self._lines(stream, self._inactivity_s if confirmed else self._transport.timeout_s)
                 except TimedOut:
                     if confirmed:
                         raise _Silence from None
                     raise
                 for line in lines:
                     url = stream.endpoint.url
-                    batch = self._resumption.take(decode_answer(line, url), time.monotonic(), url)
+                    answer = decode_answer(line, url)
+                    if answer.lease and self._heartbeat is not None:
+                        self._heartbeat.answered(answer.lease, alive=answer.ttl_s > 0)
+                        continue
+                    batch = self._resumption.take(answer, time.monotonic(), url)
                     if not confirmed and self._resumption.confirmed:
                         confirmed = True
                         self._note_connected()
@@ -133,7 +144,31 @@ class Watch(Iterator[Batch]):
                 self._backoff.reset()
             raise
         finally:
+            self._beat_at = float("inf")
+            if self._heartbeat is not None:
+                self._heartbeat.lose()
             stream.close()
+
+    def _lines(self, stream: Stream, patience_s: float) -> list[bytes]:
+        """Wait for lines, and beat when it is time."""
+        silent_at = time.monotonic() + patience_s
+        while True:
+            now = time.monotonic()
+            if now >= self._beat_at:
+                self._beat(stream, now)
+            try:
+                return stream.lines(min(silent_at, self._beat_at) - now, self._interrupted)
+            except TimedOut:
+                if time.monotonic() >= silent_at:
+                    raise
+
+    def _beat(self, stream: Stream, now: float) -> None:
+        assert self._heartbeat is not None, "only then it is ever time"
+        self._beat_at = now + self._heartbeat.pause_s()
+        if lease := self._heartbeat.lease:
+            stream.beat(lease)
+        # At rest one connection is enough.
+        self._transport.prune()
 
     def _note_connected(self) -> None:
         if self._last_error is not None:

@@ -25,6 +25,11 @@ KEEP_ALIVE = "/v3/lease/keepalive"
 REVOKE = "/v3/lease/revoke"
 AUTHENTICATE = "/v3/auth/authenticate"
 
+HEARTBEAT = "Ebbtide-Heartbeat"
+"""Header: in a watch request, that its body stays open for beats; in an answer, that the server takes them."""
+OPENING_END = b"\n\n"
+"""Ends what such a watch asks for; lines follow, each the body of a keep-alive."""
+
 # gRPC status codes as the gateway spells them.
 DEADLINE_EXCEEDED = 4
 NOT_FOUND = 5
@@ -70,7 +75,8 @@ class WatchAnswer:
 
     Without events, not `created` and not `canceled` it is a progress notification: everything up to `revision` was
     delivered. `compact_revision` above 0 means that the start revision was compacted. `cluster` is the id of the store;
-    0: it does not say.
+    0: it does not say. With a `lease` it answers a beat and says nothing else: the lease has `ttl_s` seconds now, or
+    has ended.
     """
 
     watch_id: int
@@ -81,6 +87,8 @@ class WatchAnswer:
     compact_revision: int = 0
     events: tuple[Changed | Removed, ...] = ()
     cluster: int = 0
+    lease: int = 0
+    ttl_s: int = 0
 
 
 def prefix_end(prefix: str) -> bytes:
@@ -187,6 +195,12 @@ def decode_keep_alive(body: bytes) -> int:
     return fields.integer(_result(fields.parse(body)), "TTL")
 
 
+def decode_kept(line: bytes) -> tuple[int, int]:
+    """Return one of several leases that were renewed in one request, and the seconds that it now has."""
+    result = _result(fields.parse(line))
+    return fields.integer(result, "ID"), fields.integer(result, "TTL")
+
+
 def decode_token(body: bytes) -> str:
     token = fields.string(fields.parse(body), "token")
     if not token:
@@ -211,6 +225,8 @@ def decode_watch_line(line: bytes) -> WatchAnswer:
         compact_revision=fields.integer(result, "compact_revision"),
         events=tuple(_event(item) for item in fields.objects(result, "events")),
         cluster=_cluster(result),
+        lease=fields.integer(result, "ID"),
+        ttl_s=fields.integer(result, "TTL"),
     )
 
 

@@ -1,0 +1,236 @@
+"""Beats up a watch: what keeps a lease, what does not, and who falls back on requests of their own."""
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from ebbtide.etcd import Heartbeat, stream, wire
+from ebbtide_operator.serve import pulse, relay
+from tests.unit.etcd.relay_stand import ALICE, BOB, KEYS, Follower, Stand, b64, until
+from tests.unit.etcd.test_relay import in_thread
+
+ORDER = KEYS.order(ALICE.namespace, ALICE.uid)
+PERIOD_S = 0.05
+
+
+class Counted(Heartbeat):
+    """Count the answers."""
+
+    def __init__(self, period_s: float = PERIOD_S) -> None:
+        super().__init__(period_s, on_ended=self._end)
+        self.answers: list[bool] = []
+        self.ended = 0
+
+    def _end(self) -> None:
+        self.ended += 1
+
+    def answered(self, lease: int, *, alive: bool) -> None:
+        super().answered(lease, alive=alive)
+        self.answers.append(alive)
+
+
+class Beating:
+    """A pod's own client that beats up its watch."""
+
+    def __init__(self, stand: Stand, period_s: float = PERIOD_S) -> None:
+        self.heartbeat = Counted(period_s)
+        self.client = stand.client("alice")
+
+    async def __aenter__(self) -> Any:
+        self.lease = await in_thread(self.client.grant, 30)
+        self.heartbeat.hold(self.lease)
+        self.follower = Follower(self.client, [ORDER], self.heartbeat)
+        await until(lambda: self.follower.watch.connected)
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        await self.follower.end()
+        self.client.close()
+
+
+async def test_beats_renew_a_lease_over_the_watch_alone() -> None:
+    async with Stand() as stand, Beating(stand) as pod:
+        before = stand.store._leases[pod.lease].expires_at
+        requests = stand.relay._requests._buckets[ALICE.uid]
+        asked_at = requests.at
+        await until(lambda: pod.heartbeat.answers.count(True) >= 5)
+        assert stand.store._leases[pod.lease].expires_at > before
+        assert pod.heartbeat.request_at > time.monotonic()
+        assert stand.open_watches() == 1
+        assert requests.at >= asked_at
+        change = await stand.write(ORDER, b"1")
+        changes = await pod.follower.until(2)
+        assert changes[1].revision == change, "answers are no news, and lose none"
+
+
+async def test_an_ended_lease_is_told() -> None:
+    async with Stand() as stand, Beating(stand) as pod:
+        await until(lambda: pod.heartbeat.answers)
+        await stand.store.revoke(pod.lease)
+        await until(lambda: pod.heartbeat.ended)
+        assert (pod.heartbeat.lease, pod.heartbeat.ended) == (0, 1)
+        assert pod.heartbeat.request_at == float("inf")
+        again = await in_thread(pod.client.grant, 30)
+        pod.heartbeat.hold(again)
+        pod.heartbeat.answers.clear()
+        await until(lambda: True in pod.heartbeat.answers)
+        assert pod.follower.watch.connected
+
+
+async def test_a_store_that_is_away_answers_no_beat_and_the_watch_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "BEATEN_PROGRESS_S", 600.0)
+    async with Stand() as stand, Beating(stand) as pod:
+        await until(lambda: pod.heartbeat.answers)
+        stand.store.available = False
+        await until(lambda: pod.heartbeat.request_at < time.monotonic())
+        assert pod.heartbeat.lease == pod.lease
+        assert pod.follower.watch.connected
+        stand.store.available = True
+        await until(lambda: pod.heartbeat.request_at > time.monotonic())
+        assert pod.heartbeat.ended == 0
+
+
+async def test_each_beat_has_one_answer_and_a_pod_that_beats_needs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "PROGRESS_S", 0.01)
+    async with Stand() as stand:
+        _, granted = await stand.post("/v3/lease/grant", {"TTL": "30"})
+        async with stand.beating({"key": b64(ORDER)}) as up:
+            await up.until(b'"created":true}}\n')
+            for _ in range(3):
+                up.send(json.dumps({"ID": granted["ID"]}).encode() + b"\n")
+                told = await up.until(b"}}\n")
+                assert f'"ID":"{granted["ID"]}","TTL":'.encode() in told
+            monkeypatch.setattr(pulse, "BEATEN_PROGRESS_S", 0.01)
+            assert b'"ID"' not in await up.until(b"}}\n"), "who does not beat is told that it is heard"
+
+
+async def test_a_watch_may_end_while_its_lease_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Stand() as stand:
+        _, granted = await stand.post("/v3/lease/grant", {"TTL": "30"})
+        asked, release = asyncio.Event(), asyncio.Event()
+        renew = stand.store.keep_all_alive
+
+        async def slow(leases: Any) -> Any:
+            asked.set()
+            await release.wait()
+            return await renew(leases)
+
+        monkeypatch.setattr(stand.store, "keep_all_alive", slow)
+        async with stand.beating({"key": b64(ORDER)}) as up:
+            await up.until(b'"created":true}}\n')
+            up.send(json.dumps({"ID": granted["ID"]}).encode() + b"\n")
+            await asked.wait()
+            stand.now += relay.WATCH_S * 2
+            await stand.write(ORDER, b"1")
+            await until(lambda: not stand.open_watches())
+            release.set()
+        async with Beating(stand) as pod:
+            await until(lambda: True in pod.heartbeat.answers)
+
+
+async def test_a_mistake_that_one_pod_brings_out_does_not_silence_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Stand() as stand, Beating(stand) as pod:
+        check = stand.relay._pulse._admit
+
+        def mistaken(who: Any, lease: int) -> None:
+            if lease == 4711:
+                raise ZeroDivisionError
+            check(who, lease)
+
+        monkeypatch.setattr(stand.relay._pulse, "_admit", mistaken)
+        async with stand.beating({"key": b64(KEYS.order("shop", BOB.uid))}, token="bob") as up:
+            await up.until(b'"created":true}}\n')
+            up.send(b'{"ID":"4711"}\n')
+            await up.rest()
+        pod.heartbeat.answers.clear()
+        await until(lambda: True in pod.heartbeat.answers)
+
+
+async def test_a_request_that_is_ended_leaves_a_watch_without_beats() -> None:
+    async with Stand() as stand, stand.beating({"key": b64(ORDER)}) as up:
+        await up.until(b"created")
+        up.send_raw(b"0\r\n\r\n")
+        await stand.write(ORDER, b"1")
+        await up.until(b"events")
+
+
+# --- who takes no beats
+
+
+class Older:
+    """A relay of before beats: it waits for the end of the request, and announces nothing."""
+
+    def __init__(self, stand: Stand) -> None:
+        self.announces = False
+        self.beaten_up = 0
+        stand_handle = {route.path: route.handler for route in stand.relay.routes()}
+
+        @web.middleware
+        async def middleware(request: web.Request, _handler: Any) -> web.StreamResponse:
+            if "Transfer-Encoding" in request.headers:
+                self.beaten_up += 1
+            headers = request.headers.copy()
+            headers.pop(wire.HEARTBEAT, None)
+            older = request.clone(headers=headers)
+            answer = await stand_handle[request.path](older)
+            if not self.announces:
+                answer.headers.pop(wire.HEARTBEAT, None)
+            return answer
+
+        self.middleware = middleware
+
+
+async def test_an_older_relay_is_asked_by_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Stand() as stand, stand.seen_as(Older(stand).middleware), Beating(stand) as pod:
+        await stand.write(ORDER, b"1")
+        await pod.follower.until(2)
+        await until(lambda: pod.heartbeat.request_at < time.monotonic())
+        assert await in_thread(pod.client.keep_alive, pod.lease)
+        assert not pod.heartbeat.answers
+
+
+async def test_an_older_replica_behind_the_same_address_gets_the_end_that_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stream, "OPEN_S", 0.2)
+    async with Stand() as stand:
+        older = Older(stand)
+        older.announces = True  # the replica that was asked before takes beats
+        async with stand.seen_as(older.middleware), Beating(stand) as pod:
+            await until(lambda: older.beaten_up == 1)
+            await stand.write(ORDER, b"1")
+            await pod.follower.until(2)
+            await until(lambda: pod.heartbeat.request_at < time.monotonic())
+            assert not pod.heartbeat.answers
+
+
+# --- the lease as the pod knows it
+
+
+def test_without_a_lease_there_is_nothing_to_renew() -> None:
+    assert Heartbeat(10.0).request_at == float("inf")
+
+
+def test_a_request_is_due_within_a_period_where_nobody_takes_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("ebbtide.etcd.heartbeat.time.monotonic", lambda: now[0])
+    heartbeat = Heartbeat(10.0)
+    heartbeat.hold(7)
+    assert 108.0 <= heartbeat.request_at <= 110.0
+    assert 0.0 <= heartbeat.carry() <= 5.0
+    assert heartbeat.request_at == 120.0, "room for a beat that got lost"
+    now[0] = 109.0
+    heartbeat.answered(7, alive=True)
+    assert heartbeat.request_at == 129.0
+    now[0] = 128.0
+    heartbeat.lose()
+    assert heartbeat.request_at == 130.5, "a moment for the watch to come back"
+    now[0] = 140.0
+    heartbeat.lose()
+    assert heartbeat.request_at == 130.5
+    heartbeat.answered(8, alive=False)
+    assert heartbeat.lease == 7, "an answer about an earlier lease says nothing of this one"
