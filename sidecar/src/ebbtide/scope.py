@@ -339,9 +339,9 @@ class Scope(Parent):
 
     def _cancellable(self) -> Iterator[Live]:
         """Return what is in flight here and inside, the oldest first, and was not asked to end lately."""
-        mine = self._inside()
-        for item in self.registry.entries():
-            if item.scope in mine and not self.registry.cancelled_lately(item.number):
+        mine, registry = self._inside(), self.registry
+        for item in registry.entries():
+            if item.scope in mine and (item.number not in registry.marks or not registry.cancelled_lately(item.number)):
                 yield item
 
     def shed_oldest(self) -> bool:
