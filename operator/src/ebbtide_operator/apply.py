@@ -1,9 +1,9 @@
 """The effects of a plan: the only place that orders writes.
 
-The phase comes first, since it asks the pods for the numbers of the next decision. Then each pod has its own chain, in
-the order of the plan (an order before its pin, a record before what it was made of is forgotten); chains of different
-pods run side by side. Status and Events come last: they tell what was done. Every effect can be repeated; what failed
-is planned again.
+The phase comes first, since it asks the pods for the numbers of the next decision; beside it only pods are released,
+which need no number any more. Then each pod has its own chain, in the order of the plan (an order before its pin, a
+record before what it was made of is forgotten); chains of different pods run side by side. Status and Events come last:
+they tell what was done. Every effect can be repeated; what failed is planned again.
 """
 
 from __future__ import annotations
@@ -81,36 +81,35 @@ class Applier:
         """
         workload = snapshot.workload
         decided_at = self._clock()
-        chains: dict[str, list[Action]] = defaultdict(list)
-        last: list[Action] = []
-        for action in plan.actions:
-            match action:
-                case PublishPhase(phase):
-                    await self._state.publish_phase(workload.key, phase)
-                    self._metrics.store_writes.labels("phase").inc()
-                case Adopt(pod) | SendOrder(pod) | Pin(pod) | Release(pod) | Return(pod):
-                    if isinstance(action, Release):
-                        # The first decision counts: one that is planned again was not carried out in time.
-                        self._released_at.setdefault(pod.uid, decided_at)
-                    chains[pod.uid].append(action)
-                case WriteRecord(record):
-                    chains[record.uid].append(action)
-                case Forget(_, uid):
-                    chains[uid].append(action)
-                case WriteStatus() | RemoveStatus() | Notify():
-                    last.append(action)
-        failures = await asyncio.gather(
-            *(self._chain(workload, chain) for chain in chains.values()), return_exceptions=True
+        releases, others = _chains(plan)
+        for chain in releases:
+            for action in chain:
+                if isinstance(action, Release):
+                    # The first decision counts: one that is planned again was not carried out in time.
+                    self._released_at.setdefault(action.pod.uid, decided_at)
+        unpublished, *failures = await asyncio.gather(
+            self._publish(workload, plan), *(self._chain(workload, chain) for chain in releases), return_exceptions=True
         )
-        _raise_gravest([failure for failure in failures if failure is not None])
-        for action in last:
-            await self._tell(snapshot, action)
+        if unpublished is None:
+            failures += await asyncio.gather(
+                *(self._chain(workload, chain) for chain in others), return_exceptions=True
+            )
+        _raise_gravest([failure for failure in (unpublished, *failures) if failure is not None])
+        for action in plan.actions:
+            if isinstance(action, WriteStatus | RemoveStatus | Notify):
+                await self._tell(snapshot, action)
 
     def note_terminating(self, uid: str) -> None:
         """Measure the time from the decision to release a pod to its deletion; called once that is known."""
         released_at = self._released_at.pop(uid, None)
         if released_at is not None:
             self._metrics.released_to_deleted.observe(self._clock() - released_at)
+
+    async def _publish(self, workload: WorkloadView, plan: Plan) -> None:
+        for action in plan.actions:
+            if isinstance(action, PublishPhase):
+                await self._state.publish_phase(workload.key, action.phase)
+                self._metrics.store_writes.labels("phase").inc()
 
     async def _chain(self, workload: WorkloadView, actions: Sequence[Action]) -> None:
         async with self._slots:
@@ -233,6 +232,26 @@ class Applier:
 def _with_removals(old: Mapping[str, object], new: Mapping[str, object]) -> Mapping[str, object]:
     """Return a merge patch from one status to the next: keys that are gone become None."""
     return {**dict.fromkeys(old.keys() - new.keys()), **new}
+
+
+def _chains(plan: Plan) -> tuple[list[list[Action]], list[list[Action]]]:
+    """Return what is to be done to each pod, in order: first of the pods that are released, then of all others."""
+    chains: dict[str, list[Action]] = defaultdict(list)
+    for action in plan.actions:
+        match action:
+            case Adopt(pod) | SendOrder(pod) | Pin(pod) | Release(pod) | Return(pod):
+                chains[pod.uid].append(action)
+            case WriteRecord(record):
+                chains[record.uid].append(action)
+            case Forget(_, uid):
+                chains[uid].append(action)
+            case PublishPhase() | WriteStatus() | RemoveStatus() | Notify():
+                pass
+    released = {action.pod.uid for action in plan.actions if isinstance(action, Release)}
+    return (
+        [chain for uid, chain in chains.items() if uid in released],
+        [chain for uid, chain in chains.items() if uid not in released],
+    )
 
 
 def _raise_gravest(failures: Sequence[BaseException]) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -129,6 +130,42 @@ async def test_the_phase_comes_first_and_what_tells_of_it_last(scene: Scene) -> 
         ("event", "DrainStarted"),
         ("status",),
     ]
+
+
+async def test_a_release_does_not_wait_for_the_phase(scene: Scene) -> None:
+    told, deleted = asyncio.Event(), asyncio.Event()
+
+    async def delete_pod(pod: PodView) -> None:
+        scene.recorder.writes.append(("delete", pod.name))
+        deleted.set()
+
+    async def publish_slowly(key: WorkloadKey, phase: Phase) -> None:
+        await told.wait()
+        scene.recorder.writes.append(("phase",))
+
+    scene.recorder.publish_phase = publish_slowly  # type: ignore[method-assign]
+    scene.recorder.delete_pod = delete_pod  # type: ignore[method-assign]
+    applying = asyncio.create_task(
+        scene.apply(
+            PublishPhase(Phase(phase=RolloutPhase.ROLLING_OUT)),
+            Release(a_pod("a"), Outcome.CLEAN, ""),
+            SendOrder(a_pod("b"), an_order()),
+        )
+    )
+    async with asyncio.timeout(5):
+        await deleted.wait()
+    told.set()
+    await applying
+    assert scene.recorder.writes == [("delete", "a"), ("phase",), ("order", "b")]
+
+
+async def test_without_its_phase_a_plan_goes_no_further(scene: Scene) -> None:
+    scene.recorder.failing[("phase",)] = Deposed("epoch 7")
+    with pytest.raises(Deposed):
+        await scene.apply(
+            PublishPhase(Phase(phase=RolloutPhase.ROLLING_OUT)), SendOrder(a_pod("b"), an_order()), WriteStatus({})
+        )
+    assert scene.recorder.writes == []
 
 
 async def test_a_refused_order_leaves_its_pod_unmarked_and_the_others_served(scene: Scene) -> None:
