@@ -127,14 +127,14 @@ async def test_an_opening_without_an_end_is_not_waited_for(stand: Stand, monkeyp
     monkeypatch.setattr(bodies, "BODY_S", 0.05)
     async with stand.beating() as up:
         up.send(b" " * 10)
-        assert b" 408 " in await up.rest()
+        assert b" 408 " in await up.until(b"\r\n")
 
 
 async def test_an_opening_has_a_size(stand: Stand) -> None:
     async with stand.beating() as up:
         for _ in range(9):
             up.send(b" " * 4096)
-        assert b" 413 " in await up.rest()
+        assert b" 413 " in await up.until(b"\r\n")
 
 
 async def test_the_opening_of_a_watch_is_checked_as_every_other(stand: Stand) -> None:

@@ -125,11 +125,14 @@ def test_a_child_that_outlives_its_parent_holds_neither_port_nor_lead() -> None:
             async with ebbtide.Runtime(settings, watchdog=False) as first:
                 port = first.admin_port
                 told, tell = os.pipe()
+                here, born = os.pipe()
                 child = os.fork()
                 if not child:
                     os.close(tell)
+                    os.write(born, b"!")
                     os.read(told, 1)  # until the parent is through
                     os._exit(0)
+                os.read(here, 1)  # it lets go of what is the parent's as soon as it runs, which may take a while
             with socket.create_server(("127.0.0.1", port)):
                 print("the port is free", flush=True)
             async with ebbtide.Runtime(settings, watchdog=False) as second:
