@@ -27,12 +27,12 @@ def test_a_rollout_finishes_every_task_before_its_pod_goes(worker: Deployment) -
 def test_only_surplus_pods_are_ever_told_to_drain(worker: Deployment) -> None:
     worker.apply(4, tasks=1, seconds="6", annotations=MANAGED | {"ebbtide.dev/max-draining": "100%"})
     worker.wait_ready(4)
-    before = worker.installation.metric("ebbtide_orders_total", desired="drain", workload=worker.name)
+    before = worker.metric("ebbtide_orders_total", desired="drain")
     old = worker.names()
     worker.scale(2)
     eventually("two pods are left", lambda: len(worker.names()) == 2, within_s=60)
     assert len(old & worker.names()) == 2
-    after = worker.installation.metric("ebbtide_orders_total", desired="drain", workload=worker.name)
+    after = worker.metric("ebbtide_orders_total", desired="drain")
     assert after - before == 2
     assert not worker.draining()
 
@@ -42,14 +42,14 @@ def test_a_rollout_of_twelve_orders_each_old_pod_once_and_no_other(worker: Deplo
     worker.wait_ready(12)
     old = worker.names()
     drains = ("ebbtide_orders_total", "ebbtide_drains_total")
-    ordered, ended = (worker.installation.metric(name, workload=worker.name) for name in drains)
+    ordered, ended = (worker.metric(name) for name in drains)
     worker.change("2")
     eventually("the old pods are gone", lambda: not old & worker.names(), within_s=180)
     eventually(
         "each end is recorded",
-        lambda: worker.installation.metric("ebbtide_drains_total", workload=worker.name) - ended >= 12,
+        lambda: worker.metric("ebbtide_drains_total") - ended >= 12,
     )
-    assert worker.installation.metric("ebbtide_orders_total", workload=worker.name) - ordered == 12
+    assert worker.metric("ebbtide_orders_total") - ordered == 12
     assert {record["pod"] for record in worker.last_drains()} <= old
 
 
@@ -164,9 +164,7 @@ def test_a_nonsense_annotation_is_named_and_the_rollout_runs(worker: Deployment)
     )
     assert "ebbtide.dev/drain-timeout" in messages[0]
     assert "soon" in messages[0]
-    assert worker.installation.metric(
-        "ebbtide_invalid_annotations", workload=worker.name, annotation="ebbtide.dev/drain-timeout"
-    )
+    assert worker.metric("ebbtide_invalid_annotations", annotation="ebbtide.dev/drain-timeout")
     status = worker.installation.drain(worker.namespace, worker.name)
     ready = next(condition for condition in status["conditions"] if condition["type"] == "Ready")
     assert (ready["status"], ready["reason"]) == ("False", "InvalidAnnotation")

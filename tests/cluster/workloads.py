@@ -92,6 +92,10 @@ class Deployment:
     def kubectl(self, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return self.installation.cluster.kubectl("-n", self.namespace, *args, **options)
 
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum a metric of this workload over the operator's replicas, and over the labels that are not given."""
+        return self.installation.metric(name, namespace=self.namespace, workload=self.name, **labels)
+
     def apply(
         self,
         replicas: int,
