@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ebbtide.entries import kind_of
 from ebbtide.errors import Refused
 from ebbtide.limits import BREAKER_PAUSE_S, Admission, Breaker, Limits, TokenBucket
 from ebbtide.line import Line
@@ -88,7 +89,7 @@ class Gate:
         if self.numbers is not None:
             return len(self.numbers)
         if self.parent is None:
-            return len(self._registry.live) - len(self._registry.blocks)
+            return len(self._registry.live) - self._registry.blocks
         return len(self._inside())
 
     @property
@@ -315,7 +316,8 @@ class Gate:
             gate = gate.parent
 
     def _inside(self) -> list[int]:
-        return [item.number for item in self._registry.entries() if self in item.scope.gate.outwards()]
+        inside = [item for item in self._registry.entries() if self in item.scope.gate.outwards()]
+        return [item.number for item in inside if kind_of(item) != "block"]
 
     def settle(self) -> None:
         """Work out, here and inside, what follows from limits that changed."""

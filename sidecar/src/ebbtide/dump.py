@@ -1,7 +1,8 @@
 """Every unit of work in flight, grouped by where it waits: as text, as JSON, and as collapsed stacks.
 
-A hundred thousand tasks take some hundred milliseconds, in a thread of its own and in steps of microseconds, so that
-the event loop goes on meanwhile. What is shown is no snapshot of one moment: tasks may come and go in between.
+A hundred thousand tasks take some hundred milliseconds, in a thread of its own that stands back every millisecond or
+two, so that the event loop goes on meanwhile. What is shown is no snapshot of one moment: tasks may come and go in
+between.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Self
 
-from ebbtide.entries import KINDS, Live, frames_of, kind_of, name_of, task_of
-from ebbtide.frames import Stack, all_threads, key_of, place_of, stack_of
+from ebbtide.entries import KINDS, Live, ManagedTask, frames_of, kind_of, name_of, task_of
+from ebbtide.frames import Key, Stack, all_threads, key_of, key_of_task, place_of, stack_of
 from ebbtide.registry import Registry
-from ebbtide.waits import STATES, state_of, state_of_stack, state_of_thread
+from ebbtide.waits import FUTURE, STATES, state_of, state_of_stack, state_of_thread
 
 MOST_GROUPS = 50
 MOST_TASKS = 1000
 EXAMPLES = 3
 PORTION = 500
+TURN = 500
+PAUSE_S = 0.00005
+"""How long a dump lets go of the interpreter after each `TURN` entries: a loop that has to ask for it waits 5 ms."""
 
 FORMATS = ("text", "json", "collapsed")
 
@@ -161,7 +165,7 @@ def _dump(registry: Registry, question: Question) -> Dump:
     now = monotonic()
     threads = all_threads()
     groups: dict[tuple[str, int], Group] = {}
-    known: dict[tuple[int, ...], tuple[int, Stack, str]] = {}
+    known: dict[Key, tuple[int, Stack, str]] = {}
     places: dict[Stack, int] = {}
     wants_all = question.wants_all
     # Text at once: a hundred thousand dictionaries would set the garbage collector to work, which stops everything.
@@ -171,20 +175,30 @@ def _dump(registry: Registry, question: Question) -> Dump:
         most_tasks = MOST_TASKS if question.limit is None else question.limit
     matching = 0
     entries = registry.entries()
-    for item in entries:
+    beside_the_loop = not registry.is_home()
+    for count, item in enumerate(entries):
+        if beside_the_loop and not count % TURN:
+            sleep(PAUSE_S)
         age_s = now - item.started_at
         if item.number not in registry.live or not (wants_all or question.wants(item, age_s)):
             continue
-        frames = frames_of(item, threads)
-        key = key_of(frames)
-        found = known.get(key)
+        task = item if type(item) is ManagedTask else task_of(item)
+        key = None if task is None else key_of_task(task)
+        found = None if key is None else known.get(key)
         if found is None:
-            stack = stack_of(frames)
-            place = places.setdefault(stack, len(places))
-            by_stack = (state_of_stack if task_of(item) is not None else state_of_thread)(stack)
-            found = known[key] = place, stack, by_stack
+            # By its frames, which may be others by now: what is kept for a key has to be of that key.
+            frames = frames_of(item, threads)
+            key = key_of(frames)
+            found = known.get(key)
+            if found is None:
+                stack = stack_of(frames)
+                place = places.setdefault(stack, len(places))
+                by_stack = (state_of_stack if task is not None else state_of_thread)(stack)
+                found = known[key] = place, stack, by_stack
         place, stack, by_stack = found
-        state = state_of(item, by_stack)
+        # `state_of` spelled out for the usual case.
+        usual = task is item and by_stack != FUTURE and getattr(item, "_fut_waiter", None) is not None
+        state = by_stack if usual else state_of(item, by_stack)
         if question.state and state != question.state:
             continue
         matching += 1
@@ -192,7 +206,8 @@ def _dump(registry: Registry, question: Question) -> Dump:
         if group is None:
             group = groups[state, place] = Group(state, stack)
         group.count += 1
-        group.oldest_s = max(group.oldest_s, age_s)
+        if age_s > group.oldest_s:  # noqa: PLR1730 (`max` costs a call)
+            group.oldest_s = age_s
         group.scopes[item.scope.name] += 1
         if len(group.examples) < EXAMPLES:
             group.examples.append(name_of(item))

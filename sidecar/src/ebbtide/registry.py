@@ -40,6 +40,8 @@ ABANDONED = "abandoned"
 
 STALE = "stale"
 
+BLOCK_BEGAN, BLOCK_LEFT = "block began", "block left"
+
 MOST_NAMED = 20
 
 _numbers = itertools.count(1)
@@ -75,7 +77,6 @@ class Registry:
 
     Attributes:
         live: The entries in flight by number; None stands for one that is being admitted.
-        blocks: Numbers of those that are blocks: they run in what is there already, and no limit counts them.
         intake_open: False while new work is refused.
         gate: The process's limits.
         home: Identity of the thread that counts without a lock; 0: none.
@@ -87,7 +88,6 @@ class Registry:
     ) -> None:
         self.grace_s = grace_s
         self.live: dict[int, Live | None] = {}
-        self.blocks: set[int] = set()
         self.numbers = _numbers
         self.intake_open = True
         self.home = 0
@@ -97,11 +97,15 @@ class Registry:
         self.on_task_ended_at_home = self._task_ended_at_home
         self._on_empty = on_empty
         # All keys from the start: a dict that does not grow may be read in one thread and counted up in another.
-        self._tally = dict.fromkeys((*TASK_OUTCOMES, LATE, RESTARTED, *WHY), 0)
+        self._tally = dict.fromkeys((*TASK_OUTCOMES, LATE, RESTARTED, BLOCK_BEGAN, BLOCK_LEFT, *WHY), 0)
         self._elsewhere = dict(self._tally)
         self._lock = threading.Lock()
         self.finished = 0
-        """Of the tally, those that ended the usual way (`counted`)."""
+        """Of the tally, tasks that ended the usual way (`counted`)."""
+        self.blocks_begun = 0
+        """Blocks that were entered in the home thread; all others in the tally."""
+        self.blocks_finished = 0
+        """Of the tally, blocks that ended the usual way."""
         self.marks: dict[int, float] = {}
         """When entries in flight were asked to end, monotonic seconds, by number."""
         self.odd: set[int] = set()
@@ -125,17 +129,23 @@ class Registry:
         self._parents = frozenset(self.live)
         self.live = {}
         self.on_end = None
-        for numbers in (self.blocks, self.abandoned, self.marks, self.odd, self.beats):
+        for numbers in (self.abandoned, self.marks, self.odd, self.beats):
             numbers.clear()
         self.intake_open = True
         self.home, self.loop = 0, None
         self._tally = dict.fromkeys(self._tally, 0)
         self._elsewhere = dict(self._tally)
-        self.finished = 0
+        self.finished = self.blocks_begun = self.blocks_finished = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.live)
+
+    @property
+    def blocks(self) -> int:
+        """How many of the entries in flight are blocks: they run in what is there already, and no limit counts them."""
+        left = self.blocks_finished + self._total(BLOCK_LEFT)
+        return self.blocks_begun + self._total(BLOCK_BEGAN) - left
 
     def awaited(self) -> int:
         """Return how many are in flight that a drain waits for."""
@@ -196,6 +206,8 @@ class Registry:
             self.count(LATE)
             return
         self.withdraw(number)
+        if block:
+            self.count(BLOCK_LEFT)
         raise self.turned_away(refusal)
 
     def turned_away(self, refusal: Refused) -> Refused:
@@ -258,7 +270,7 @@ class Registry:
         # Last: who sees that nothing is left must find everything counted.
         self.withdraw(number)
         if gate is None:
-            self.blocks.discard(number)
+            self.count(BLOCK_LEFT)
         else:
             gate.leave(number, outcome)
 
@@ -343,4 +355,4 @@ class Registry:
 
     def _total(self, outcome: str) -> int:
         count = self._tally[outcome] + self._elsewhere[outcome]
-        return count + self.finished if outcome == "finished" else count
+        return count + self.finished + self.blocks_finished if outcome == "finished" else count

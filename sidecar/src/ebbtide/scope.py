@@ -19,15 +19,7 @@ from ebbtide.admission import Gate
 from ebbtide.block import Block
 from ebbtide.cancelling import cancel_everywhere, cancel_here
 from ebbtide.counted import CROWD, counted
-from ebbtide.entries import (
-    Live,
-    ManagedTask,
-    close_unbegun,
-    current_entry,
-    name_of,
-    outcome_of,
-    task_of,
-)
+from ebbtide.entries import Live, ManagedTask, close_unbegun, current_entry, name_of, outcome_of, task_of
 from ebbtide.errors import Refused
 from ebbtide.frames import Step, caller
 from ebbtide.limits import Admission, Limits, tighter
@@ -60,6 +52,7 @@ class Scope(Parent):
         opened_at: Where it was made.
         registry: What is in flight.
         durations: Seconds that work of this scope took which finished lately.
+        next_sample_at: When the next block may begin that tells how long it took, monotonic seconds.
     """
 
     def __init__(
@@ -82,6 +75,7 @@ class Scope(Parent):
         self.durations: deque[float] = deque(maxlen=REMEMBERED)
         self.gate: Gate = Gate(registry, limits or Limits(), registry.gate if parent is None else parent.gate, name)
         self.registry = registry
+        self.next_sample_at = 0.0
         self._parent = parent
         # Weak: names may be made up at run time, and a scope without work and without owner is nothing.
         self._children: weakref.WeakValueDictionary[str, Scope] = weakref.WeakValueDictionary()
@@ -120,7 +114,7 @@ class Scope(Parent):
     def tasks_left(self) -> int:
         """Tasks and threads of this scope, and of those inside it, in flight."""
         mine = self._inside()
-        return sum(item.scope in mine and item.number not in self.registry.blocks for item in self.registry.entries())
+        return sum(item.scope in mine and type(item) is not Block for item in self.registry.entries())
 
     def spawn(
         self,
@@ -284,7 +278,11 @@ class Scope(Parent):
 
         Entering it raises `Refused` where the process drains and the block is no part of work in flight.
         """
-        return Block(self.registry, self, name, meta)
+        block: Block = Block()
+        block.scope = self
+        block.name = name or self.name
+        block.meta = meta
+        return block
 
     def thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function in a thread of its own, as work in flight; `asyncio.wrap_future` makes the result awaitable.
@@ -351,7 +349,7 @@ class Scope(Parent):
             return False  # tasks are cancelled in the thread of their loop
         asking = current_entry.get()
         for item in self._cancellable():
-            if task_of(item) is not None and item.number not in registry.blocks and item.number != asking:
+            if task_of(item) is not None and type(item) is not Block and item.number != asking:
                 logger.warning("ebbtide: task %s of %s is cancelled to make room", name_of(item), item.scope.name)
                 cancel_here(registry, [item], "shed: no room for a new one")
                 return True

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import ebbtide
+from ebbtide.frames import frames_of_task, key_of, key_of_task
 from tests.unit.library.runtimes import a_runtime, until
 
 
@@ -164,6 +165,63 @@ async def test_tasks_in_the_same_place_are_one_group_with_age_scopes_and_example
         assert lines[0].endswith(";[sleep] 5")
         orders.cancel("test")
         mails.cancel("test")
+
+
+async def test_two_lines_that_wait_for_the_same_are_two_places() -> None:
+    async def wait(*, first: bool) -> None:
+        if first:
+            await asyncio.sleep(3600)
+        else:
+            await asyncio.sleep(3600)
+
+    async with a_runtime() as runtime:
+        scope = runtime.scope("orders")
+        for count in range(5):
+            scope.spawn(wait(first=count < 2))
+        await asyncio.sleep(0)
+        for _ in range(2):
+            assert [group["count"] for group in await groups_of(runtime)] == [3, 2]
+        scope.cancel("test")
+
+
+class Outside:
+    """An awaitable that is no coroutine."""
+
+    def __await__(self) -> Any:
+        yield from asyncio.sleep(3600).__await__()
+
+
+async def deep(levels: int) -> None:
+    await (deep(levels - 1) if levels else asyncio.sleep(3600))
+
+
+async def through_a_generator() -> None:
+    async def rows() -> Any:
+        await asyncio.sleep(3600)
+        yield
+
+    async for _ in rows():
+        pass
+
+
+async def test_the_quick_look_at_a_task_sees_what_the_thorough_one_does() -> None:
+    async with a_runtime() as runtime:
+        scope = runtime.scope("orders")
+        usual = [waits(asyncio.sleep(3600)), deep(5), asyncio.Event().wait(), through_a_generator()]
+        odd = [waits(Outside()), deep(250)]
+        tasks = [scope.spawn(coroutine) for coroutine in (*usual, *odd)]
+        await asyncio.sleep(0)
+        unbegun = scope.spawn(asyncio.sleep(3600))
+        await asyncio.to_thread(runtime.dump, {})
+        keys = [key_of_task(task) for task in tasks]
+        assert keys[:4] == [key_of(frames_of_task(task)) for task in tasks[:4]]
+        assert len(set(keys[:4])) == 4
+        assert keys[4:] == [None] * 2, "left to the thorough one"
+        running = asyncio.current_task()
+        assert running is not None
+        assert key_of_task(running) is None
+        unbegun.cancel()
+        scope.cancel("test")
 
 
 async def test_a_dump_is_narrowed_and_cut() -> None:

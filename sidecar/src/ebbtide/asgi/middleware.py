@@ -76,7 +76,6 @@ class DrainMiddleware:
         self._app = app
         self._runtime = runtime
         self._requests = runtime.scope("http") if scope is None else scope
-        self._registry = self._requests.registry
         # None where no request needs to be looked at for it, which is the usual case.
         self._http = None if http == OnDrain.FINISH else _policy(http)
         self._websocket = _policy(websocket)
@@ -114,7 +113,10 @@ class DrainMiddleware:
             return send(message)
 
         # `Scope.track`, spelled out.
-        block = Block(self._registry, self._requests, path, None)
+        block = Block()
+        block.scope = self._requests
+        block.name = path or self._requests.name
+        block.meta = None
         try:
             block.__enter__()
         except Refused as refused:
