@@ -13,6 +13,8 @@ from ebbtide_operator.serve import pulse, relay
 from tests.unit.etcd.relay_stand import ALICE, BOB, KEYS, Follower, Stand, b64, until
 from tests.unit.etcd.test_relay import in_thread
 
+pytestmark = pytest.mark.both_loops
+
 ORDER = KEYS.order(ALICE.namespace, ALICE.uid)
 PERIOD_S = 0.05
 
