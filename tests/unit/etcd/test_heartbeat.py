@@ -208,6 +208,19 @@ async def test_a_watch_may_end_while_its_lease_is_renewed(monkeypatch: pytest.Mo
             await until(lambda: True in pod.heartbeat.answers)
 
 
+async def test_a_pod_that_beat_and_went_away_before_the_look_is_not_cut_off() -> None:
+    async with Stand() as stand, stand.beating({"key": b64(ORDER)}) as up:
+        await up.until(b'"created":true}}\n')
+        beats = stand.beats()
+        beats.set_exception(ConnectionResetError("Connection lost"))
+        beats.feed_data(b"x")
+        (one,) = stand.relay._pulse._felt
+        assert one.beats is not None
+        await until(lambda: one.beats is None or not one.beats.waiting)
+        assert stand.cuts(500) == 0
+        assert stand.open_watches() == 1
+
+
 async def test_a_mistake_that_one_pod_brings_out_does_not_silence_others(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Stand() as stand, Beating(stand) as pod:
         check = stand.relay._pulse._admit

@@ -107,6 +107,9 @@ class Pulse:
                 self._admit(one.pod, lease)
         except Denial as denial:
             self._cut(one, denial)
+        except ConnectionError:
+            # It is gone since it beat; its handler is about to see that.
+            return set()
         except WireError as error:
             self._cut(one, Denial(400, wire.INVALID_ARGUMENT, str(error)))
         except (aiohttp.ClientError, aiohttp.http.HttpProcessingError) as error:
