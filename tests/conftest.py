@@ -1,7 +1,11 @@
 """What every test may rely on, however the run was started."""
 
+import asyncio
 import signal
+from collections.abc import Callable
 
+import pytest
+import uvloop
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says how busy the machine is, and nothing about the rule that is tested.
@@ -14,3 +18,11 @@ def pytest_configure() -> None:
     # tests of Ctrl-C would wait for ever. A handler is not inherited, so processes of tests begin as in a terminal.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Choose the loops that a test runs on: asyncio's, and the operator's too where it says `both_loops`."""
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    if item.get_closest_marker("both_loops"):
+        loops["uvloop"] = uvloop.new_event_loop
+    return loops

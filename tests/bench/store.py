@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from demo.measures import percentile
+from ebbtide.agent import KEEP_ALIVE_S
 from ebbtide_operator.cluster.authority import Leaf, make_authority, make_leaf
 from tests.bench.store_processes import Helper, helper, raise_limits
 from tests.contract.member import Member
@@ -65,6 +66,8 @@ class Bench:
         await self._pods.ask("report")
         await asyncio.sleep(SETTLE_S)
         reporting = await self._relay.ask("usage")
+        if not by_request:
+            await asyncio.sleep(KEEP_ALIVE_S)  # the first beat of each is answered, and then every second
         share = await self._share(watched_s)
         each_kib = [(usage["rss_kib"] - empty["rss_kib"]) / idle for usage in (watching, reporting)]
         print(f"relay memory per pod, {idle} pods: {each_kib[0]:.0f} KiB for its watch (target 60),", end=" ")

@@ -143,7 +143,7 @@ class Simulated:
             for number, key in enumerate((KEYS.order("shop", self.uid), PHASE), 1)
         ]
         body = "\n".join(json.dumps(create) for create in creates) if self._by_request else self._up(creates)
-        headers = {} if self._by_request else {wire.HEARTBEAT: "1"}
+        headers = {} if self._by_request else {wire.HEARTBEAT: wire.SPARING}
         timeout = aiohttp.ClientTimeout(total=None)
         async with self._session.post(f"{self._url}/v3/watch", data=body, headers=headers, timeout=timeout) as answer:
             answer.raise_for_status()

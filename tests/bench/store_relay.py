@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ebbtide.protocol import Desired, DrainRecord, Order, Outcome, Phase, RolloutPhase
+from ebbtide_operator import loops
 from ebbtide_operator.core.model import WorkloadKey
 from ebbtide_operator.metrics import Metrics
 from ebbtide_operator.ports import Deposed, PodIdentity, StoreUnavailable
@@ -123,4 +124,4 @@ def say(answer: Any) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(RelayProcess(sys.argv[1]).run(Path(sys.argv[2])))
+    loops.run(RelayProcess(sys.argv[1]).run(Path(sys.argv[2])))

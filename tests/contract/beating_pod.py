@@ -32,6 +32,6 @@ def make(told: dict[str, Any]) -> Agent:
 
 
 if __name__ == "__main__":
-    module.LEASE_S, module.KEEP_ALIVE_S = 2, 0.4
+    module.LEASE_S, module.KEEP_ALIVE_S = 3, 0.9
     make(json.loads(sys.argv[1])).start()
     sys.stdin.read()

@@ -14,20 +14,21 @@ import pytest
 
 from ebbtide import agent as module
 from ebbtide.etcd import KeyValue
-from ebbtide_operator.serve import relay, relay_wire
+from ebbtide_operator.serve import pulse, relay, relay_wire
 from tests.contract.beating_pod import make
 from tests.contract.member import Member
 from tests.contract.proxy import Proxy
 from tests.contract.relay_scene import AUTHORITY, Scene, scene_at
 
 pytestmark = pytest.mark.etcd
-TTL_S = 2
+TTL_S = 3
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE_S", TTL_S)
-    monkeypatch.setattr(module, "KEEP_ALIVE_S", 0.4)
+    monkeypatch.setattr(module, "KEEP_ALIVE_S", 0.9)
+    monkeypatch.setattr(pulse, "ANSWER_S", 1.1)
     monkeypatch.setattr(module, "RETRY_MOST_S", 0.5)
     for place in (relay, relay_wire):
         monkeypatch.setattr(place, "TTL_S", range(1, 121))

@@ -25,7 +25,7 @@ from tests.contract.member import Member
 from tests.contract.relay_scene import Scene, scene_at
 from tests.unit.etcd.relay_stand import a_report, b64
 
-pytestmark = pytest.mark.etcd
+pytestmark = [pytest.mark.etcd, pytest.mark.both_loops]
 IDLE = 1_000
 
 

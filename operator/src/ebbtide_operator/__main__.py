@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 
@@ -18,9 +17,9 @@ def main() -> None:
         sys.exit(2)
     logs.configure(told.log_level)
     # Late: `--help` and a wrong flag need none of it.
-    from ebbtide_operator import app
+    from ebbtide_operator import app, loops
 
-    asyncio.run(app.main(told))
+    loops.run(app.main(told))
 
 
 if __name__ == "__main__":

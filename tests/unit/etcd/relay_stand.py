@@ -129,12 +129,12 @@ class Stand:
             yield Lines(answer)
 
     @contextlib.asynccontextmanager
-    async def beating(self, *requests: Any, token: str = "alice") -> AsyncIterator[Any]:
+    async def beating(self, *requests: Any, token: str = "alice", heartbeat: str = "1") -> AsyncIterator[Any]:
         """Open a watch whose request stays open; gives what goes up and what comes down."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1024)
         head = (
             f"POST /v3/watch HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
-            f"Transfer-Encoding: chunked\r\n{wire.HEARTBEAT}: 1\r\n\r\n"
+            f"Transfer-Encoding: chunked\r\n{wire.HEARTBEAT}: {heartbeat}\r\n\r\n"
         )
         writer.write(head.encode())
         up = Up(reader, writer)
@@ -215,10 +215,12 @@ class Up:
 class Follower:
     """A pod's own client watching in a thread, as the library's agent does."""
 
-    def __init__(self, client: EtcdClient, keys: list[str], heartbeat: Heartbeat | None = None) -> None:
+    def __init__(
+        self, client: EtcdClient, keys: list[str], heartbeat: Heartbeat | None = None, **arguments: Any
+    ) -> None:
         self.stop = threading.Event()
         self.changes: list[Any] = []
-        self.watch = client.watch(keys, stop=self.stop, heartbeat=heartbeat)
+        self.watch = client.watch(keys, stop=self.stop, heartbeat=heartbeat, **arguments)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 

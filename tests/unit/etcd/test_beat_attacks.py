@@ -11,6 +11,8 @@ import pytest
 from ebbtide_operator.serve import bodies, watcher
 from tests.unit.etcd.relay_stand import ALICE, BOB, KEYS, Stand, b64, until
 
+pytestmark = pytest.mark.both_loops
+
 ORDER = KEYS.order(ALICE.namespace, ALICE.uid)
 
 

@@ -14,6 +14,8 @@ from ebbtide_operator.serve import relay as module
 from ebbtide_operator.store.memory import MemoryStore
 from tests.unit.etcd.relay_stand import ALICE, BOB, KEYS, ORDERS, Follower, Stand, a_report, b64, until
 
+pytestmark = pytest.mark.both_loops
+
 ORDER = KEYS.order(ALICE.namespace, ALICE.uid)
 PHASE = KEYS.phase("shop", "deployment", "orders")
 REPORT = KEYS.report(ALICE.namespace, ALICE.uid)

@@ -15,6 +15,8 @@ from ebbtide_operator.serve.identity import IdentityCache
 from ebbtide_operator.serve.limits import TokenBuckets
 from tests.unit.etcd.relay_stand import ALICE, BOB, EVE, KEYS, Stand, a_report, b64, until
 
+pytestmark = pytest.mark.both_loops
+
 ORDER = KEYS.order(ALICE.namespace, ALICE.uid)
 REPORT = KEYS.report(ALICE.namespace, ALICE.uid)
 PHASE = KEYS.phase("shop", "deployment", "orders")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from asyncio import sslproto
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -22,7 +23,10 @@ CLOSE_S = 2.0
 HANDSHAKE_S = 10.0
 """How long a client may take for its part of the TLS handshake; asyncio's own limit is a minute."""
 TLS_BUFFER = 16 * 1024
-"""Bytes that each TLS connection reads at a time, a record. docs/decisions/0012 says why."""
+"""Bytes that each TLS connection reads at a time, a record; of asyncio's loop. docs/decisions/0012 says why."""
+RECEIVE_BUFFER = 32 * 1024
+"""Bytes that the kernel holds for a connection until they are read (it takes twice that for itself). uvloop reads all
+of them at once, into memory that stays the connection's for as long as it is open."""
 READ_BUFFER = 32 * 1024
 """Bytes of a body that wait to be read; twice as many may. aiohttp's own limit is for uploads."""
 LINGER_S = 1.0
@@ -114,7 +118,12 @@ class Server:
             ssl_handshake_timeout=HANDSHAKE_S if tls is not None else None,
             backlog=BACKLOG,
             reuse_address=True,
+            start_serving=False,
         )
+        for sock in server.sockets:
+            # Connections have what their port has as they come in.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        await server.start_serving()
         self._listening.append(server)
         self._tasks.append(asyncio.create_task(newcomers.watch(runner.server), name="newcomers"))
         taken: int = server.sockets[0].getsockname()[1]

@@ -20,9 +20,13 @@ MOST_BEAT_BYTES = 1024
 
 
 class Beats:
-    """The lines that come up a watch whose request stays open, each the body of a keep-alive."""
+    """The lines that come up a watch whose request stays open, each the body of a keep-alive.
 
-    def __init__(self, content: aiohttp.StreamReader, begun: bytes) -> None:
+    `sparing`: an answer to every second one is enough.
+    """
+
+    def __init__(self, content: aiohttp.StreamReader, begun: bytes, *, sparing: bool = False) -> None:
+        self.sparing = sparing
         self._content = content
         self._begun = begun
         # What came with the opening waits as well.
@@ -73,7 +77,9 @@ async def read_opening(request: web.Request) -> tuple[bytes, Beats | None]:
     if wire.HEARTBEAT not in request.headers:
         return await read_whole(request), None
     body, rest = await _read(request, until=wire.OPENING_END)
-    return body, None if request.content.at_eof() else Beats(request.content, rest)
+    if request.content.at_eof():
+        return body, None
+    return body, Beats(request.content, rest, sparing=request.headers[wire.HEARTBEAT] == wire.SPARING)
 
 
 async def _read(request: web.Request, until: bytes | None) -> tuple[bytes, bytes]:

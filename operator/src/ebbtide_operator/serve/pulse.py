@@ -30,11 +30,15 @@ PROGRESS_S = 15.0
 """How often a quiet watch says that it lives."""
 BEATEN_PROGRESS_S = 36.0
 """The same where the pod beats, every 30 s at most: then the answers say so."""
+SPARING_PROGRESS_S = 66.0
+"""The same where every second beat is answered."""
+ANSWER_S = 36.0
+"""After an answer, how long beats of a pod that asks for few go without one: the next, and not the second."""
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Feeling:
     """One open watch."""
 
@@ -42,6 +46,8 @@ class Feeling:
     watcher: Watcher
     beats: Beats | None
     over: Callable[[], bool]
+    answered: tuple[int, float] = (0, 0.0)
+    """The lease that was answered last, and when its beat was taken, in monotonic seconds."""
 
 
 class Pulse:
@@ -89,11 +95,10 @@ class Pulse:
             if one.beats is not None and one.beats.waiting:
                 for lease in self._take(one, one.beats):
                     beaten[lease].append(one)
-            quiet_s = now - one.watcher.wrote_at
-            if quiet_s > (PROGRESS_S if one.beats is None else BEATEN_PROGRESS_S) or one.over():
+            if now - one.watcher.wrote_at > _progress_s(one.beats) or one.over():
                 one.watcher.wake()
         if beaten:
-            await self._renew(beaten)
+            await self._renew(beaten, now)
 
     def _take(self, one: Feeling, beats: Beats) -> set[int]:
         try:
@@ -102,6 +107,9 @@ class Pulse:
                 self._admit(one.pod, lease)
         except Denial as denial:
             self._cut(one, denial)
+        except ConnectionError:
+            # It is gone since it beat; its handler is about to see that.
+            return set()
         except WireError as error:
             self._cut(one, Denial(400, wire.INVALID_ARGUMENT, str(error)))
         except (aiohttp.ClientError, aiohttp.http.HttpProcessingError) as error:
@@ -120,7 +128,7 @@ class Pulse:
         self._metrics.relay_cuts.labels(str(denial.status)).inc()
         one.watcher.cut(denial)
 
-    async def _renew(self, beaten: Mapping[int, list[Feeling]]) -> None:
+    async def _renew(self, beaten: Mapping[int, list[Feeling]], now: float) -> None:
         try:
             ended = await self._store().keep_all_alive(beaten.keys())
         except StoreUnavailable as error:
@@ -132,5 +140,19 @@ class Pulse:
         for lease, many in beaten.items():
             for one in many:
                 # It may have ended meanwhile.
-                if one in self._felt:
+                if one in self._felt and (lease in ended or _is_due(one, lease, now)):
+                    one.answered = lease, now
                     await one.watcher.answer(lease, alive=lease not in ended)
+
+
+def _progress_s(beats: Beats | None) -> float:
+    if beats is None:
+        return PROGRESS_S
+    return SPARING_PROGRESS_S if beats.sparing else BEATEN_PROGRESS_S
+
+
+def _is_due(one: Feeling, lease: int, now: float) -> bool:
+    """Say whether a beat is to be answered though its lease is alive."""
+    assert one.beats is not None, "it beat"
+    answered, at = one.answered
+    return not one.beats.sparing or lease != answered or now - at > ANSWER_S

@@ -135,8 +135,8 @@ class EtcdClient:
             keys: The keys or prefixes.
             stop: Ends the watch.
             prefix: Watch everything that starts with one of `keys`.
-            inactivity_s: Seconds of silence after which to connect anew. Below the store's progress interval it costs
-                a new connection each time, and no event.
+            inactivity_s: Seconds of silence after which to connect anew; more where beats are taken, whose answers are
+                far between. Below the store's progress interval it costs a new connection each time, and no event.
             heartbeat: Keep its lease alive over the same connection, where the server takes that.
         """
         return Watch(

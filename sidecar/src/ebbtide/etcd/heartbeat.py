@@ -7,6 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 
+SLOW_S = 10.0
+"""How much later than a beat its answer may come: the relay looks every two seconds, and the store takes its time."""
+
 
 class Heartbeat:
     """Keep one lease alive: by beats up an open watch where the server takes them, else by requests.
@@ -28,6 +31,7 @@ class Heartbeat:
         self._renewed_at = 0.0
         self._due_s = 0.0
         self._lost_at = float("-inf")
+        self._held_at = float("-inf")
 
     @property
     def lease(self) -> int:
@@ -41,16 +45,22 @@ class Heartbeat:
             if not self._lease:
                 return float("inf")
             if self._carried:
-                # Room for a beat that got lost, and for its successor.
-                return self._renewed_at + 2 * self._period_s
+                # Every second beat is answered, some seconds after it came.
+                return self._renewed_at + 2.5 * self._period_s
             # A watch that broke is open again in a moment, as a rule, and beats soon.
             return max(self._renewed_at + self._due_s, self._lost_at + self._period_s / 4)
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds that a watch which takes beats may be silent: two answers that did not come."""
+        return 4 * self._period_s + SLOW_S
 
     def hold(self, lease: int) -> None:
         """Take a lease that was granted or renewed just now; 0: there is none any more."""
         with self._lock:
             self._lease = lease
             self._renew()
+            self._held_at = self._renewed_at
 
     def answered(self, lease: int, *, alive: bool) -> None:
         """Take the answer to a beat."""
@@ -62,6 +72,11 @@ class Heartbeat:
                 return
             self._lease = 0
         self._on_ended()
+
+    def doubts(self, heard_at: float) -> bool:
+        """Say whether the store answered a request though a watch, last heard then, owed an answer for long."""
+        # An answer is due after two periods, and a sign of life soon after that.
+        return self._held_at > heard_at + 2.4 * self._period_s
 
     def carry(self) -> float:
         """Take note that a watch takes beats from now on; return the seconds until the first."""

@@ -101,7 +101,7 @@ def begin(
     sock = connection.sock
     headers, body = dict(request.headers), request.body
     if beats:
-        headers |= {"Transfer-Encoding": "chunked", wire.HEARTBEAT: "1"}
+        headers |= {"Transfer-Encoding": "chunked", wire.HEARTBEAT: wire.SPARING}
         body = _chunk(body + wire.OPENING_END)
     # A body of bytes goes out as it is, whatever the headers say.
     connection.request("POST", request.path, body, headers)

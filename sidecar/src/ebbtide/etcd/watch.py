@@ -54,6 +54,7 @@ class Watch(Iterator[Batch]):
         self._inactivity_s = inactivity_s
         self._heartbeat = heartbeat
         self._beat_at = float("inf")
+        self._heard_at = 0.0
         self._resumption = Resumption(keys, prefix=prefix)
         self._connected = False
         self._last_error: EtcdError | None = None
@@ -114,18 +115,21 @@ class Watch(Iterator[Batch]):
         body = wire.encode_watch(self._resumption.begin())
         beats = self._heartbeat is not None
         stream = self._transport.open_stream("watch", wire.WATCH, body, self._interrupted, beats=beats)
-        opened_at = time.monotonic()
+        opened_at = self._heard_at = time.monotonic()
         confirmed = False
+        inactivity_s = self._inactivity_s
         if self._heartbeat is not None and stream.takes_beats:
             self._beat_at = opened_at + self._heartbeat.carry()
+            inactivity_s = max(inactivity_s, self._heartbeat.silence_s)
         try:
             while True:
                 try:
-                    lines = self._lines(stream, self._inactivity_s if confirmed else self._transport.timeout_s)
+                    lines = self._lines(stream, inactivity_s if confirmed else self._transport.timeout_s)
                 except TimedOut:
                     if confirmed:
                         raise _Silence from None
                     raise
+                self._heard_at = time.monotonic()
                 for line in lines:
                     url = stream.endpoint.url
                     answer = decode_answer(line, url)
@@ -150,7 +154,12 @@ class Watch(Iterator[Batch]):
             stream.close()
 
     def _lines(self, stream: Stream, patience_s: float) -> list[bytes]:
-        """Wait for lines, and beat when it is time."""
+        """Wait for lines, and beat when it is time.
+
+        Raises:
+            TimedOut: No line came for too long.
+            _Silence: None came, and a request was answered.
+        """
         silent_at = time.monotonic() + patience_s
         while True:
             now = time.monotonic()
@@ -164,6 +173,8 @@ class Watch(Iterator[Batch]):
 
     def _beat(self, stream: Stream, now: float) -> None:
         assert self._heartbeat is not None, "only then it is ever time"
+        if self._heartbeat.doubts(self._heard_at):
+            raise _Silence
         self._beat_at = now + self._heartbeat.pause_s()
         if lease := self._heartbeat.lease:
             stream.beat(lease)

@@ -27,6 +27,8 @@ AUTHENTICATE = "/v3/auth/authenticate"
 
 HEARTBEAT = "Ebbtide-Heartbeat"
 """Header: in a watch request, that its body stays open for beats; in an answer, that the server takes them."""
+SPARING = "2"
+"""Of that header in a request: an answer to every second beat is enough. Any other value asks for each."""
 OPENING_END = b"\n\n"
 """Ends what such a watch asks for; lines follow, each the body of a keep-alive."""
 
