@@ -239,7 +239,6 @@ def figures() -> list[Figure]:
     return [
         *(figure for loop in loops for figure in of_loop(loop)),
         *asyncio.run(small_operations()),
-        *memory(),
     ]
 
 
@@ -250,7 +249,7 @@ def main() -> None:
     if chosen.grow:
         sys.stdout.write(json.dumps(asyncio.run(grow(chosen.grow))))
     else:
-        show(figures())
+        show([*figures(), *memory()])
 
 
 if __name__ == "__main__":
