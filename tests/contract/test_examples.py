@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[3] / "docs/library"
+FOLDER = Path(__file__).parents[2] / "docs/library"
 # The reference is made from docstrings, whose examples are parts of something.
 PAGES = sorted(page for page in FOLDER.glob("*.md") if page.name != "api.md")
 EXAMPLES = [
