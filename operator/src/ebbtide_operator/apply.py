@@ -82,11 +82,10 @@ class Applier:
         workload = snapshot.workload
         decided_at = self._clock()
         releases, others = _chains(plan)
-        for chain in releases:
-            for action in chain:
-                if isinstance(action, Release):
-                    # The first decision counts: one that is planned again was not carried out in time.
-                    self._released_at.setdefault(action.pod.uid, decided_at)
+        for action in plan.actions:
+            if isinstance(action, Release):
+                # The first decision counts: one that is planned again was not carried out in time.
+                self._released_at.setdefault(action.pod.uid, decided_at)
         unpublished, *failures = await asyncio.gather(
             self._publish(workload, plan), *(self._chain(workload, chain) for chain in releases), return_exceptions=True
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ebbtide.entries import Entry
@@ -45,20 +46,13 @@ __all__ = [
 ]
 
 
+_LATE = {"DrainReport": "ebbtide.drainreport", "Finding": "ebbtide.findings", "Group": "ebbtide.groups"}
+
+
 def __getattr__(name: str) -> Any:
     # Late: what only some ask for.
-    if name == "DrainReport":
-        from ebbtide.drainreport import DrainReport
-
-        return DrainReport
-    if name == "Finding":
-        from ebbtide.findings import Finding
-
-        return Finding
-    if name == "Group":
-        from ebbtide.groups import Group
-
-        return Group
+    if name in _LATE:
+        return getattr(import_module(_LATE[name]), name)
     if name == "__version__":
         from importlib.metadata import version
 

@@ -10,7 +10,6 @@ from functools import partial
 
 from ebbtide.cancelling import call_in, cancel_everywhere
 from ebbtide.drainwatch import DrainWatch
-from ebbtide.entries import kind_of
 from ebbtide.environment import EXIT_MARGIN_S
 from ebbtide.hooks import Hooks
 from ebbtide.machine import (
@@ -116,11 +115,11 @@ class Effects:
                 cancel_everywhere(self._registry, self._registry.entries(), reason, grace_s)
             case AbandonTasks():
                 self._drain_watch.look_at_stragglers()
-                left = self._registry.entries()
-                if any(kind_of(item) == "process" for item in left):
-                    from ebbtide.processes import kill
+                # Loaded by the start of the runtime (`loading.py`), like all that a drain needs.
+                from ebbtide.processes import kill
 
-                    kill(left)
+                left = self._registry.entries()
+                kill(left)
                 self._registry.abandon(left, "when the drain's budget was spent")
             case Report():
                 report = self._drain_watch.settle()

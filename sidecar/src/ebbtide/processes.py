@@ -154,15 +154,15 @@ def _kill(child: Child, got: str) -> None:
 
 def _ended(child: Child, started: asyncio.Future[Process], task: asyncio.Task[int]) -> None:
     scope = child.scope
-    error = None if task.cancelled() else task.exception()
+    error = error_of(task)
     if not started.done():
         # Whoever waits for the start is told what came of it.
-        if error is None:
+        if error is None or isinstance(error, asyncio.CancelledError):
             started.cancel()
         else:
             started.set_exception(error)
-    if task.cancelled() or isinstance(error, TimedOut):
-        scope.end(child, outcome_of(error_of(task), child))
+    if isinstance(error, asyncio.CancelledError | TimedOut):
+        scope.end(child, outcome_of(error, child))
     elif error is None and (status := task.result()):
         logger.error(
             "ebbtide: process %s of %s ended with status %d: %r", child.name, scope.name, status, child.meta or {}

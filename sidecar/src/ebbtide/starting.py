@@ -50,19 +50,29 @@ def start(
         loop = registry.loop if get_ident() == registry.home else None
         if loop is None:
             loop = get_running_loop()
+    except RuntimeError:
+        _withdraw(scope, number, coroutine)
+        raise
+    if loop.get_task_factory() is not None:
+        # Let it make the task: there is only one per loop, and somebody wants that one. Not every factory knows the
+        # argument `context`; without it a task copies the one it is made in.
+        entry = Entry(number, "task", name or f"{scope.name}-{number}", scope, meta)
+        own = copy_context() if context is None else context
+        make = partial(loop.create_task, name=entry.name)
+        made = start_entry(entry, coroutine, limit_s, own, make, partial(_adopted_ended, entry))
+        entry.task = made
+        return made
+    try:
         if limit_s is not None:
             running = TimeLimit(registry, number, limit_s).run(coroutine)
-        by_factory = loop.get_task_factory() is not None
         at_home = loop is registry.loop
-        call_back = by_factory or not at_home or len(registry.live) > CROWD or type(coroutine) is not CoroutineType
+        call_back = not at_home or len(registry.live) > CROWD or type(coroutine) is not CoroutineType
         if not call_back:
             running = counted(registry, number, running)
         else:
             if context is None:
                 context = copy_context()
             context.run(current_entry.set, number)
-            if by_factory:
-                return _start_by_factory(scope, number, name, meta, running, coroutine, context)
         task = ManagedTask(running, loop=loop, name=name or scope.name, context=context)
         task.number = number
         task.scope = scope
@@ -73,9 +83,7 @@ def start(
             ended = registry.on_task_ended_at_home if at_home else registry.on_task_ended
             task.add_done_callback(ended, context=context)
     except BaseException:
-        close_unbegun(running)
-        registry.withdraw(number)
-        scope.gate.leave(number, "cancelled")
+        _withdraw(scope, number, running)
         raise
     return task
 
@@ -108,14 +116,9 @@ def start_entry(
         context.run(current_entry.set, number)
         task = context.run(make, running)
     except BaseException:
-        running.close()
-        coroutine.close()
-        scope.registry.withdraw(number)
-        scope.gate.leave(number, "cancelled")
+        _withdraw(scope, number, running)
         raise
-    if running is not coroutine:
-        task.add_done_callback(partial(_close, coroutine))
-    task.add_done_callback(ended, context=context)
+    task.add_done_callback(partial(_entry_ended, coroutine, ended), context=context)
     return task
 
 
@@ -138,30 +141,16 @@ def _adopted_ended(entry: Entry, task: asyncio.Task[Any]) -> None:
     entry.task = None
 
 
-def _start_by_factory(
-    scope: Scope,
-    number: int,
-    name: str | None,
-    meta: Mapping[str, Any] | None,
-    running: Coroutine[Any, Any, T],
-    coroutine: Coroutine[Any, Any, T],
-    context: Context,
-) -> asyncio.Task[T]:
-    """Let the loop's task factory make the task: there is only one per loop, and somebody wants that one."""
-    entry = Entry(number, "task", name or f"{scope.name}-{number}", scope, meta)
-    scope.registry.live[number] = entry
-    # Within the context, which the task copies: not every factory knows the argument.
-    task: asyncio.Task[T] = context.run(partial(get_running_loop().create_task, running, name=entry.name))
-    entry.task = task
-    task.add_done_callback(partial(_ended_by_factory, entry, coroutine))
-    return task
-
-
-def _ended_by_factory(entry: Entry, coroutine: Coroutine[Any, Any, Any], task: asyncio.Task[Any]) -> None:
+def _entry_ended(
+    coroutine: Coroutine[Any, Any, Any], ended: Callable[[asyncio.Task[T]], None], task: asyncio.Task[T]
+) -> None:
+    # Cancelled before its first step, a task never comes to await what it was to limit, or what its factory wrapped.
     coroutine.close()
-    _adopted_ended(entry, task)
+    ended(task)
 
 
-def _close(coroutine: Coroutine[Any, Any, Any], _task: asyncio.Task[Any]) -> None:
-    # Cancelled before its first step, a task never comes to await what it was to limit.
-    coroutine.close()
+def _withdraw(scope: Scope, number: int, running: Coroutine[Any, Any, Any]) -> None:
+    """Take out an admitted entry whose task could not be started."""
+    close_unbegun(running)
+    scope.registry.withdraw(number)
+    scope.gate.leave(number, "cancelled")

@@ -112,11 +112,7 @@ class DrainMiddleware:
                     message = closing(message)
             return send(message)
 
-        # `Scope.track`, spelled out.
-        block = Block()
-        block.scope = self._requests
-        block.name = path or self._requests.name
-        block.meta = None
+        block = self._requests.track(path)
         try:
             block.__enter__()
         except Refused as refused:

@@ -19,7 +19,7 @@ from ebbtide.etcd.dial import wait
 from ebbtide.etcd.endpoints import Endpoint
 from ebbtide.etcd.errors import BadAnswer, TimedOut, Unavailable
 from ebbtide.etcd.framing import ChunkedDecoder, FramingError, LineSplitter
-from ebbtide.etcd.pool import Request
+from ebbtide.etcd.pool import Request, left_s
 
 OPEN_S = 3.0
 """How long a server may take to answer a request whose body stays open; then it gets the end that it may wait for. An
@@ -115,7 +115,7 @@ def begin(
             _send(sock, b"0\r\n\r\n", deadline_at)
     # Not by a look whether there is something to read, which may be TLS's own.
     first = first or _receive(sock, 1, deadline_at, interrupted)
-    sock.settimeout(max(deadline_at - time.monotonic(), 0.001))
+    sock.settimeout(left_s(deadline_at))
     connection.response_class = functools.partial(UnbufferedResponse, begun=first)  # type: ignore[assignment]
     response = connection.getresponse()
     refusal = b"" if response.status == 200 else response.read(wire.MOST_FAILURE_BYTES)
