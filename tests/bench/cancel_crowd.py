@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import ebbtide
@@ -111,12 +111,16 @@ def a_runtime() -> ebbtide.Runtime:
     return ebbtide.Runtime(settings, watchdog=False)
 
 
+async def crowd(scope: ebbtide.Scope) -> Run:
+    for _ in range(TASKS):
+        scope.spawn(sleep())
+    return await begin()
+
+
 async def by_scope() -> Run:
     async with a_runtime() as runtime:
         scope = runtime.scope("crowd")
-        for _ in range(TASKS):
-            scope.spawn(sleep())
-        run = await begin()
+        run = await crowd(scope)
         scope.cancel("enough")
         while runtime.tasks_left:  # noqa: ASYNC110 (nobody is told when a scope is empty)
             await asyncio.sleep(TURN_S)
@@ -125,10 +129,7 @@ async def by_scope() -> Run:
 
 async def by_drain() -> Run:
     async with a_runtime() as runtime:
-        scope = runtime.scope("crowd")
-        for _ in range(TASKS):
-            scope.spawn(sleep())
-        run = await begin()
+        run = await crowd(runtime.scope("crowd"))
         runtime.drain("enough")  # its time passes, and then they are cancelled
         await runtime.wait_exit()
         assert runtime.state is PodState.EXITING
@@ -138,19 +139,15 @@ async def by_drain() -> Run:
 def measure() -> dict[str, list[Run]]:
     """Return the runs of each variant, one of each round."""
     logging.disable()
-    variants: list[Callable[[], Awaitable[Run]]] = [bare, task_group, by_scope, by_drain]
+    variants: list[Callable[[], Coroutine[Any, Any, Run]]] = [bare, task_group, by_scope, by_drain]
     if importlib.util.find_spec("aiojobs") is not None:
         variants.append(aiojobs)
     runs: dict[str, list[Run]] = {variant.__name__: [] for variant in variants}
     for _ in range(ROUNDS):
         for variant in variants:
-            runs[variant.__name__].append(asyncio.run(_run(variant)))
+            runs[variant.__name__].append(asyncio.run(variant()))
             gc.collect()
     return runs
-
-
-async def _run(variant: Callable[[], Awaitable[Any]]) -> Any:
-    return await variant()
 
 
 def figures() -> list[Figure]:
@@ -165,24 +162,18 @@ def figures() -> list[Figure]:
     if "aiojobs" in ratios:
         peers += f", aiojobs with {AIOJOBS_TASKS:,} {ratios['aiojobs']:.2f}"
     base_s = statistics.median(run.cpu_s for run in runs["bare"])
+    ways = (("by_scope", "Scope.cancel"), ("by_drain", "a drain"))
+    cost = f"CPU; bare gather {base_s:.2f} s, {peers}"
+    stop = f"bare {stalls_ms['bare']:.0f} ms"
     return [
-        Figure(
-            "G8",
-            f"cancel {TASKS:,} tasks by {what}, CPU; bare gather {base_s:.2f} s, {peers}",
-            ratios[name],
-            "x bare",
-            1.15,
-        )
-        for name, what in (("by_scope", "Scope.cancel"), ("by_drain", "a drain"))
-    ] + [
-        Figure(
-            "G9",
-            f"longest stop of the loop meanwhile, by {what}; bare {stalls_ms['bare']:.0f} ms",
-            stalls_ms[name],
-            "ms",
-            50.0,
-        )
-        for name, what in (("by_scope", "Scope.cancel"), ("by_drain", "a drain"))
+        *(
+            Figure("G8", f"cancel {TASKS:,} tasks by {what}, {cost}", ratios[name], "x bare", 1.15)
+            for name, what in ways
+        ),
+        *(
+            Figure("G9", f"longest stop of the loop meanwhile, by {what}; {stop}", stalls_ms[name], "ms", 50.0)
+            for name, what in ways
+        ),
     ]
 
 

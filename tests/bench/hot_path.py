@@ -1,25 +1,21 @@
 """What a spawned task costs: `python -m tests.bench.hot_path`, about a minute on one core.
 
 Each variant once in each round, in random order; CPU time of this thread; median of the ratios to a bare `create_task`
-of the same round. `window`: a thousand at a time; `burst`: ten thousand at once. Memory: growth of the resident set per
-live task, one process per variant. uvloop and aiojobs are measured where they are installed.
+of the same round. `window`: a thousand at a time; `burst`: ten thousand at once. uvloop and aiojobs are measured where
+they are installed. What live tasks weigh: `tests.bench.live_memory`.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import importlib
 import importlib.util
-import json
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from pathlib import Path
 from typing import Any
 
 import ebbtide
@@ -29,7 +25,6 @@ TASKS = 1000
 WINDOWS = 5
 BURST = 10_000
 ROUNDS = 9
-LIVE = 100_000
 CALLS = 100_000
 WORK_S = 20e-6
 PLENTY = 1e9
@@ -197,42 +192,6 @@ async def small_operations() -> list[Figure]:
         ]
 
 
-async def grow(variant: str) -> float:
-    """Return the bytes per live task."""
-    async with a_runtime() as runtime:
-        scope = runtime.scope("bench")
-        loop = asyncio.get_running_loop()
-        gc.collect()
-        gc.freeze()
-        before = resident()
-        if variant == "bare":
-            tasks = [loop.create_task(asyncio.sleep(3600)) for _ in range(LIVE)]
-        else:
-            tasks = [scope.spawn(asyncio.sleep(3600)) for _ in range(LIVE)]
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        grown = (resident() - before) / LIVE
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        return grown
-
-
-def resident() -> int:
-    fields = Path("/proc/self/status").read_text().split()
-    return int(fields[fields.index("VmRSS:") + 1]) * 1024
-
-
-def memory() -> list[Figure]:
-    """Return what live tasks weigh, each variant in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.hot_path", "--grow"]
-    sizes = {
-        name: float(subprocess.run([*command, name], check=True, capture_output=True).stdout)
-        for name in ("bare", "spawn")
-    }
-    return [Figure("G7", f"memory of each of {LIVE} live tasks, added", sizes["spawn"] - sizes["bare"], "B", 256)]
-
-
 def figures() -> list[Figure]:
     """Measure everything; prints the times on the way."""
     loops = ["asyncio", *(["uvloop"] if has("uvloop") else [])]
@@ -242,15 +201,5 @@ def figures() -> list[Figure]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--grow", choices=["bare", "spawn"], help="print the bytes per live task of one variant")
-    chosen = parser.parse_args()
-    if chosen.grow:
-        sys.stdout.write(json.dumps(asyncio.run(grow(chosen.grow))))
-    else:
-        show([*figures(), *memory()])
-
-
 if __name__ == "__main__":
-    main()
+    show(figures())

@@ -1,6 +1,6 @@
 """What `import ebbtide` costs, and the start of a runtime, in fresh interpreters: about 20 s for each Python.
 
-`python -m tests.bench.import_time [PYTHON ...]`; without one: those of pyenv, or else this one.
+`python -m tests.bench.import_time [PYTHON ...]`; without one: all that are found (`tests.bench.pythons`).
 
 Milliseconds of CPU time, all threads together: on a machine with nothing else to do an import takes as long by the
 clock, and on another one the clock says more of the others. Only the longest turn of the loop is by the clock.
@@ -25,11 +25,11 @@ from resource import RUSAGE_CHILDREN, getrusage
 from statistics import median
 
 from tests.bench.figures import Figure, show
+from tests.bench.pythons import pythons
 
 ROUNDS = 15
 MOST_MS = 40.0
 SOURCE = Path(__file__).parents[2] / "sidecar" / "src" / "ebbtide"
-PYENV = Path.home() / ".pyenv" / "versions"
 
 RUN = textwrap.dedent("""
     import sys
@@ -104,16 +104,6 @@ LINES = {
 }
 
 
-def pythons() -> list[Path]:
-    """Return the interpreters of pyenv that the library supports, or else this one."""
-    found = [
-        folder / "bin" / "python"
-        for folder in sorted(PYENV.glob("3.*"))
-        if tuple(map(int, folder.name.split(".")[:2])) >= (3, 11)
-    ]
-    return found or [Path(sys.executable)]
-
-
 def environment(folder: Path, *, compiled: bool = True) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return kept | {"PYTHONPATH": str(folder)} | ({} if compiled else {"PYTHONDONTWRITEBYTECODE": "1"})
@@ -171,7 +161,7 @@ def figures(python: Path) -> list[Figure]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    chosen = [Path(argument) for argument in arguments] or pythons()
+    chosen = [Path(argument) for argument in arguments] or [python.program for python in pythons()]
     show([figure for python in chosen for figure in figures(python)])
 
 
