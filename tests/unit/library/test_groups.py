@@ -450,3 +450,23 @@ def test_a_group_in_a_loop_of_another_thread_counts_too() -> None:
 
     asyncio.run(main())
     assert results == ["elsewhere"]
+
+
+async def test_a_child_that_a_factory_wrapped_and_nobody_began_leaves_no_warning(recwarn: Any) -> None:
+    def wrapping(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        async def wrapped() -> Any:
+            return await coroutine
+
+        return asyncio.Task(wrapped(), loop=loop, **options)
+
+    async with a_runtime() as runtime:
+        asyncio.get_running_loop().set_task_factory(wrapping)
+        async with runtime.scope("orders").group() as group:
+            child = group.spawn(asyncio.sleep(60))
+            child.cancel()
+        assert child.cancelled()
+        assert runtime.drain_view()["tally"] == {"cancelled": 1}
+        asyncio.get_running_loop().set_task_factory(None)
+    del child, group
+    gc.collect()
+    assert not [warning for warning in recwarn if "never awaited" in str(warning.message)]
