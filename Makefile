@@ -35,11 +35,11 @@ lint: venv ## Format, lint, types, import contracts
 	.venv/bin/mypy
 
 .PHONY: test-unit
-test-unit: venv ## Pure rules and single processes: no cluster, under a minute
+test-unit: venv ## Pure rules and what one process does: no cluster, under a minute
 	.venv/bin/pytest tests/unit
 
 .PHONY: test-contract
-test-contract: venv ## Real etcd processes and the rendered chart
+test-contract: venv ## Real etcd processes, whole processes of the library, the rendered chart
 	.venv/bin/pytest tests/contract
 
 .PHONY: test-store

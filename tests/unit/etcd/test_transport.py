@@ -151,7 +151,7 @@ def test_nobody_listens(fake: Fake) -> None:
 
 def test_a_silent_server_is_given_up(fake: Fake) -> None:
     fake.replies = "hang"
-    with EtcdClient([fake.url], timeout_s=0.3) as client:
+    with EtcdClient([fake.url], timeout_s=0.1) as client:
         with pytest.raises(TimeoutError) as raised:
             client.put("/a", b"1")
         assert isinstance(raised.value, TimedOut)
