@@ -1,9 +1,10 @@
 """The effects of a plan: the only place that orders writes.
 
-The phase comes first, since it asks the pods for the numbers of the next decision; beside it only pods are released,
-which need no number any more. Then each pod has its own chain, in the order of the plan (an order before its pin, a
-record before what it was made of is forgotten); chains of different pods run side by side. Status and Events come last:
-they tell what was done. Every effect can be repeated; what failed is planned again.
+The phase comes first, since it asks the pods for the numbers of the next decision. Only pods that are released do not
+wait for it, which need no number any more, and nobody waits for them. Then each pod has its own chain, in the order of
+the plan (an order before its pin, a record before what it was made of is forgotten); chains of different pods run side
+by side. Status and Events come last: they tell what was done. Every effect can be repeated; what failed is planned
+again.
 """
 
 from __future__ import annotations
@@ -86,14 +87,12 @@ class Applier:
             if isinstance(action, Release):
                 # The first decision counts: one that is planned again was not carried out in time.
                 self._released_at.setdefault(action.pod.uid, decided_at)
-        unpublished, *failures = await asyncio.gather(
-            self._publish(workload, plan), *(self._chain(workload, chain) for chain in releases), return_exceptions=True
+        failures = await asyncio.gather(
+            *(self._chain(workload, chain) for chain in releases),
+            self._publish_and_go_on(workload, plan, others),
+            return_exceptions=True,
         )
-        if unpublished is None:
-            failures += await asyncio.gather(
-                *(self._chain(workload, chain) for chain in others), return_exceptions=True
-            )
-        _raise_gravest([failure for failure in (unpublished, *failures) if failure is not None])
+        _raise_gravest([failure for failure in failures if failure is not None])
         for action in plan.actions:
             if isinstance(action, WriteStatus | RemoveStatus | Notify):
                 await self._tell(snapshot, action)
@@ -103,6 +102,11 @@ class Applier:
         released_at = self._released_at.pop(uid, None)
         if released_at is not None:
             self._metrics.released_to_deleted.observe(self._clock() - released_at)
+
+    async def _publish_and_go_on(self, workload: WorkloadView, plan: Plan, chains: Sequence[Sequence[Action]]) -> None:
+        await self._publish(workload, plan)
+        failures = await asyncio.gather(*(self._chain(workload, chain) for chain in chains), return_exceptions=True)
+        _raise_gravest([failure for failure in failures if failure is not None])
 
     async def _publish(self, workload: WorkloadView, plan: Plan) -> None:
         for action in plan.actions:
