@@ -18,7 +18,7 @@ from examples.orders.orders.ledger import DuplicateRunError, Ledger
 from examples.orders.orders.load import LoadGenerator, RunSpec
 from examples.orders.orders.marks import LedgerClient, Mark, MarkKind
 
-FEW = {"rate": 40.0, "duration_s": 0.5, "work": {"median_s": 0.1, "sigma": 0.5, "min_s": 0.05, "max_s": 0.5}}
+FEW = {"rate": 100.0, "duration_s": 0.2, "work": {"median_s": 0.1, "sigma": 0.5, "min_s": 0.05, "max_s": 0.5}}
 
 
 @asynccontextmanager

@@ -163,7 +163,7 @@ def test_a_silent_server_is_given_up(fake: Fake) -> None:
 
 def test_a_silent_server_leaves_time_for_the_next(fake: Fake, other: Fake) -> None:
     fake.replies = "hang"
-    with EtcdClient([fake.url, other.url], timeout_s=1.0) as client:
+    with EtcdClient([fake.url, other.url], timeout_s=0.5) as client:
         for _ in range(3):
             assert client.get("/a") is None
 
