@@ -92,10 +92,12 @@ class Applier:
             self._publish_and_go_on(workload, plan, others),
             return_exceptions=True,
         )
-        _raise_gravest([failure for failure in failures if failure is not None])
-        for action in plan.actions:
-            if isinstance(action, WriteStatus | RemoveStatus | Notify):
-                await self._tell(snapshot, action)
+        _raise_gravest(failures)
+        # Side by side: no plan is made of this workload meanwhile, and a pod may have drained.
+        telling = [action for action in plan.actions if isinstance(action, WriteStatus | RemoveStatus | Notify)]
+        _raise_gravest(
+            await asyncio.gather(*(self._tell(snapshot, action) for action in telling), return_exceptions=True)
+        )
 
     def note_terminating(self, uid: str) -> None:
         """Measure the time from the decision to release a pod to its deletion; called once that is known."""
@@ -106,7 +108,7 @@ class Applier:
     async def _publish_and_go_on(self, workload: WorkloadView, plan: Plan, chains: Sequence[Sequence[Action]]) -> None:
         await self._publish(workload, plan)
         failures = await asyncio.gather(*(self._chain(workload, chain) for chain in chains), return_exceptions=True)
-        _raise_gravest([failure for failure in failures if failure is not None])
+        _raise_gravest(failures)
 
     async def _publish(self, workload: WorkloadView, plan: Plan) -> None:
         for action in plan.actions:
@@ -257,7 +259,8 @@ def _chains(plan: Plan) -> tuple[list[list[Action]], list[list[Action]]]:
     )
 
 
-def _raise_gravest(failures: Sequence[BaseException]) -> None:
+def _raise_gravest(outcomes: Sequence[BaseException | None]) -> None:
+    failures = [outcome for outcome in outcomes if outcome is not None]
     for failure in failures:
         if not isinstance(failure, Exception):
             raise failure

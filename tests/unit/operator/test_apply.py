@@ -192,6 +192,25 @@ async def test_what_failed_beside_a_release_is_told_once_both_are_done(scene: Sc
     assert scene.recorder.writes == [("order", "c")]
 
 
+async def test_the_status_does_not_wait_for_an_event(scene: Scene) -> None:
+    told = asyncio.Event()
+
+    async def post_slowly(workload: WorkloadView, reason: str, message: str, *, warning: bool) -> None:
+        await told.wait()
+        raise Conflict("the namespace is gone")
+
+    async def write_status(workload: WorkloadView, status: Mapping[str, object]) -> None:
+        scene.recorder.writes.append(("status",))
+        told.set()
+
+    scene.recorder.post_event = post_slowly  # type: ignore[method-assign]
+    scene.recorder.write_status = write_status  # type: ignore[method-assign]
+    with pytest.raises(Conflict):
+        async with asyncio.timeout(5):
+            await scene.apply(Notify("DrainStarted", ""), WriteStatus({"phase": "Stable"}))
+    assert scene.recorder.writes == [("status",)]
+
+
 async def test_without_its_phase_a_plan_goes_no_further(scene: Scene) -> None:
     scene.recorder.failing[("phase",)] = Deposed("epoch 7")
     with pytest.raises(Deposed):
