@@ -18,6 +18,8 @@ Document = dict[str, Any]
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_AGE_S = 60.0
 """Projected tokens are replaced while the process runs; the file is read again this often."""
+IDLE_S = 60.0
+"""How long an idle connection is kept, so that the next step finds one open. The API server closes it after 90 s."""
 MERGE_PATCH = "application/merge-patch+json"
 MAX_LINE = 8 * 2**20
 
@@ -144,7 +146,7 @@ class Api:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=self._tls, limit=50),
+                connector=aiohttp.TCPConnector(ssl=self._tls, limit=50, keepalive_timeout=IDLE_S),
                 timeout=aiohttp.ClientTimeout(total=10),
                 read_bufsize=2**20,
             )
