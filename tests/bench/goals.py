@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tests.bench.distributions import ROOT
 from tests.bench.figures import Figure
-from tests.bench.pythons import ROOT, Python, environment, furnished, pythons
+from tests.bench.pythons import Python, environment, furnished, pythons
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,13 @@ def figures_of(module: str) -> list[Figure] | str:
     return list(figures(**arguments))
 
 
+def runs_on(group: Group, python: Python, found: Sequence[Python]) -> bool:
+    """Say whether a group is measured on this Python; of two of a minor version that of `.venv` has what needs it."""
+    if group.home_only or not python.home:
+        return group.home_only == python.home
+    return all(other is python or other.minor != python.minor for other in found)
+
+
 def collect(found: Sequence[Python], groups: Sequence[Group], tell: Callable[[str], None]) -> list[Row]:
     """Measure every group on every Python that it runs on."""
     rows: list[Row] = []
@@ -175,7 +183,7 @@ def collect(found: Sequence[Python], groups: Sequence[Group], tell: Callable[[st
         program, about = furnished(python)
         tell(f"== Python {python.version}, {about}")
         for group in groups:
-            if group.home_only and not python.home:
+            if not runs_on(group, python, found):
                 continue
             began_at = time.monotonic()
             # Etcd, aiohttp and the rest are in `.venv`; the peers of the hot path are not.
@@ -252,6 +260,9 @@ def main() -> int:
     parser.add_argument("--group", help="measure one group here and print its figures as JSON")
     parser.add_argument("--only", default="", help="goals or groups, separated by commas: G8,zoo_goals")
     parser.add_argument("--python", default="", help="minor versions, separated by commas: 3.11,3.13")
+    parser.add_argument(
+        "--distributions", action="store_true", help="on Pythons as Debian and Ubuntu build them, before all others"
+    )
     parser.add_argument("--write", type=Path, help="a page whose table is made anew")
     chosen = parser.parse_args()
     if chosen.group:
@@ -261,8 +272,12 @@ def main() -> int:
     only = set(filter(None, chosen.only.split(",")))
     groups = [group for group in GROUPS if not only or only & {group.module, *group.goals}]
     wanted = set(filter(None, chosen.python.split(",")))
-    on = [python for python in pythons() if not wanted or "{}.{}".format(*python.minor) in wanted]
-    about_s = sum(group.about_s for python in on for group in groups if python.home or not group.home_only)
+    on = [
+        python
+        for python in pythons(distributions=chosen.distributions)
+        if not wanted or "{}.{}".format(*python.minor) in wanted
+    ]
+    about_s = sum(group.about_s for python in on for group in groups if runs_on(group, python, on))
     _say(f"{len(groups)} groups on Python {', '.join(python.version for python in on)}: about {about_s / 60:.0f} min")
     rows = sorted(collect(on, groups, _say), key=order_of)
     if rows:
