@@ -1,4 +1,4 @@
-"""The Pythons that the library's benchmarks run on: of pyenv, of PATH, of distributions, with what they are measured against."""
+"""The Pythons that the library's benchmarks run on, each with what the library is measured against."""
 
 from __future__ import annotations
 
