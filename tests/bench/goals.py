@@ -223,21 +223,29 @@ BEGIN, END = "<!-- goals: begin -->\n", "<!-- goals: end -->\n"
 
 
 def page_with(page: str, rows: Sequence[Row], machine: str) -> str:
-    """Return a page with the table between its marks made anew.
+    """Return a page with the table between its marks made anew for the goals and Pythons of these rows; others stay.
 
     Raises:
         ValueError: It has no marks.
     """
     head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    old, end, tail = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the page needs the lines {BEGIN.strip()} and {END.strip()}")
-    lines = [machine, "", "| goal | what | Python | measured | target | |", "| --- | --- | --- | ---: | ---: | --- |"]
+    measured_now = {(row.goal, row.python) for row in rows}
+    cells_of = [[cell.strip() for cell in line.split("|")] for line in old.splitlines() if line.startswith("| G")]
+    stay = [cells for cells in cells_of if (cells[1], cells[3]) not in measured_now]
+    lines = []
     for row in rows:
         goal, python, measured, target, verdict, what = (cell.replace("|", "/") for cell in row.cells)
         shown = f"**{verdict}**" if verdict == "MISSED" else verdict.lower()
-        lines.append(f"| {goal} | {MEANING[goal]}: {what} | {python} | {measured} | {target} | {shown} |")
-    return head + begin + "\n".join(lines) + "\n" + end + tail
+        lines.append(
+            (order_of(row), f"| {goal} | {MEANING[goal]}: {what} | {python} | {measured} | {target} | {shown} |")
+        )
+    lines += [(order_of(Row(cells[3], cells[1])), " | ".join(cells).strip()) for cells in stay]
+    top = [machine, "", "| goal | what | Python | measured | target | |", "| --- | --- | --- | ---: | ---: | --- |"]
+    table_lines = [line for _, line in sorted(lines, key=lambda each: each[0])]
+    return head + begin + "\n".join([*top, *table_lines]) + "\n" + end + tail
 
 
 def machine() -> str:
@@ -263,7 +271,7 @@ def main() -> int:
     parser.add_argument(
         "--distributions", action="store_true", help="on Pythons as Debian and Ubuntu build them, before all others"
     )
-    parser.add_argument("--write", type=Path, help="a page whose table is made anew")
+    parser.add_argument("--write", type=Path, help="a page whose table is made anew, in these rows")
     chosen = parser.parse_args()
     if chosen.group:
         found = figures_of(chosen.group)
