@@ -45,10 +45,9 @@ BLOCK_BEGAN, BLOCK_LEFT = "block began", "block left"
 
 MOST_NAMED = 20
 
-if sys.version_info < (3, 12):
-    asking: Callable[[], object] = get_ident  # there, asyncio asks for the process id first
-else:
-    asking = asyncio._get_running_loop  # noqa: SLF001 (None instead of an exception; for event loops, says asyncio)
+KNOWS_LOOP = sys.version_info >= (3, 12)
+"""Whether asyncio tells at once which loop runs; before, it asks for the process id first."""
+asking: Callable[[], object] = asyncio._get_running_loop if KNOWS_LOOP else get_ident  # noqa: SLF001 (or it raises)
 """The cheapest way to find out whether the home loop is the one that runs: `asking() == registry.here`."""
 
 _numbers = itertools.count(1)
@@ -194,7 +193,7 @@ class Registry:
         """Make the calling thread, which runs `loop`, the home thread."""
         self.loop = loop
         self.home = get_ident()
-        self.here = loop if asking is not get_ident else self.home
+        self.here = loop if KNOWS_LOOP else self.home
         # Bound once: it is asked at each start, and a loop has more attributes than Python looks up fast.
         self.task_factory = loop.get_task_factory
 

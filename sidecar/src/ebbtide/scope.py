@@ -23,7 +23,7 @@ from ebbtide.errors import Refused
 from ebbtide.frames import Step, caller
 from ebbtide.limits import Admission, Limits, tighter
 from ebbtide.parent import Parent
-from ebbtide.registry import Registry, asking
+from ebbtide.registry import KNOWS_LOOP, Registry, asking
 from ebbtide.restarts import OnCrash, Restart
 from ebbtide.starting import adopt, start
 from ebbtide.supervision import supervised
@@ -170,8 +170,8 @@ class Scope(Parent):
                         sampled_at = now
                     running = counted(self, number, coroutine, sampled_at)
                     try:
-                        if context is None:
-                            task = ManagedTask(running, loop=registry.loop, name=name or self.name)
+                        if KNOWS_LOOP and context is None:
+                            task = ManagedTask(running, name=name or self.name)
                         else:
                             task = ManagedTask(running, loop=registry.loop, name=name or self.name, context=context)
                     except BaseException:
