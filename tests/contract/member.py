@@ -1,7 +1,9 @@
 """One real etcd process on loopback that a test may kill, freeze and start again."""
 
 import contextlib
+import functools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -26,6 +29,30 @@ def program() -> str:
 def control_program() -> str:
     """Return etcdctl's executable: EBBTIDE_ETCDCTL, or the one beside etcd."""
     return os.environ.get("EBBTIDE_ETCDCTL") or str(Path(program()).with_name("etcdctl"))
+
+
+BEFORE_3_5 = {
+    "--watch-progress-notify-interval": "--experimental-watch-progress-notify-interval",
+    "--unsafe-no-fsync": "",
+}
+"""What flags are called there; empty: there is none."""
+
+
+def fitting(version: tuple[int, int], flags: Iterable[str]) -> list[str]:
+    """Return flags as an etcd of a version (major, minor) knows them, without those that it does not."""
+    if version >= (3, 5):
+        return list(flags)
+    parted = [flag.partition("=") for flag in flags]
+    return [BEFORE_3_5.get(name, name) + sign + value for name, sign, value in parted if BEFORE_3_5.get(name, name)]
+
+
+@functools.cache
+def version_of(path: str) -> tuple[int, int]:
+    """Return what an executable of etcd says of itself: major, minor."""
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"etcd Version: (\d+)\.(\d+)", said)
+    assert found is not None, said
+    return int(found[1]), int(found[2])
 
 
 _given: set[int] = set()
@@ -60,8 +87,8 @@ class Member:
         self.url = f"{scheme}://127.0.0.1:{self.port}"
         self._metrics = free_port()
         peers = peers or {name: f"http://127.0.0.1:{free_port()}"}
-        self._command = [
-            program(),
+        executable = program()
+        options = [
             f"--name={name}",
             f"--listen-client-urls={self.url}",
             f"--advertise-client-urls={self.url}",
@@ -74,6 +101,7 @@ class Member:
             "--unsafe-no-fsync",
             *flags,
         ]
+        self._command = [executable, *fitting(version_of(executable), options)]
         self._process: subprocess.Popen[bytes] | None = None
         self._log = (self.folder / "log").open("ab")
 
