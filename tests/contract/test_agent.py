@@ -346,4 +346,6 @@ def test_a_final_report_that_cannot_be_written_is_given_up_in_time(
     assert not pod.agent.finish(0.5)
     took_s = time.monotonic() - asked_at
     etcd.kill()
-    assert 0.5 <= took_s < 5  # not the limit of the call that hangs, which is 10 s
+    assert took_s < 5  # not the limit of the call that hangs, which is 10 s
+    # What died is known to be away; what froze may answer yet.
+    assert harm is Member.kill or took_s >= 0.5
