@@ -77,6 +77,8 @@ class Pod:
         """Start it, and wait until it is heard and hears."""
         self.agent.start()
         wait_until(lambda: self.agent.connected and self.stored is not None)
+        # A first try may have failed; what is stored is known here before the agent has heard so.
+        wait_until(lambda: "put" in self.client.writes and not self.agent._unheard)
         return self
 
     def turn(self, state: PodState) -> None:
