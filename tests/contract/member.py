@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -53,6 +53,12 @@ def version_of(path: str) -> tuple[int, int]:
     found = re.search(r"etcd Version: (\d+)\.(\d+)", said)
     assert found is not None, said
     return int(found[1]), int(found[2])
+
+
+def may_mount() -> bool:
+    """Say whether this process may mount, which root may where nobody took that away."""
+    tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
+    return tried.returncode == 0
 
 
 _given: set[int] = set()
@@ -104,6 +110,7 @@ class Member:
         self._command = [executable, *fitting(version_of(executable), options)]
         self._process: subprocess.Popen[bytes] | None = None
         self._log = (self.folder / "log").open("ab")
+        self._disk: Path | None = None
 
     def start(self) -> None:
         self.launch()
@@ -143,6 +150,31 @@ class Member:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
+    def confine(self, mib: int) -> None:
+        """Give its data a disk of their own, of so many MiB, before the first start.
+
+        Raises:
+            subprocess.CalledProcessError: This process may not mount.
+        """
+        data = self.folder / "data"
+        data.mkdir(mode=0o700)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=700", "ebbtide-etcd", str(data)]
+        subprocess.run(command, check=True, capture_output=True)
+        self._disk = data
+
+    @contextlib.contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """Leave no room on the disk that it was confined to while the block runs."""
+        assert self._disk is not None
+        ballast = self._disk / "ballast"
+        try:
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(65536))
+            yield
+        finally:
+            ballast.unlink()
+
     def wipe(self, *, token: str = "") -> None:
         """Lose the data, as an emptyDir does; only while it is killed.
 
@@ -174,6 +206,8 @@ class Member:
             self.thaw()
             self.kill()
         self._log.close()
+        if self._disk is not None:
+            subprocess.run(["umount", str(self._disk)], check=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
