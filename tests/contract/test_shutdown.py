@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from ebbtide.etcd import EtcdClient
-from ebbtide.machine import Durations
+from ebbtide.lifecycle.machine import Durations
 from ebbtide.protocol import Keys, PodState, Report
 from ebbtide.runtime import Runtime
 from ebbtide.settings import Settings
