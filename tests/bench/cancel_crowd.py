@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import ebbtide
-from ebbtide.machine import Durations
+from ebbtide.lifecycle.machine import Durations
 from ebbtide.protocol import PodState
 from tests.bench.figures import Figure, show
 

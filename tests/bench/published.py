@@ -12,7 +12,7 @@ import threading
 import time
 
 import ebbtide
-from ebbtide.machine import Durations
+from ebbtide.lifecycle.machine import Durations
 from tests.bench.figures import Figure, show
 
 DRAINS = 1000

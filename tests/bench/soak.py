@@ -25,7 +25,7 @@ from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
 import ebbtide
-from ebbtide.machine import Durations
+from ebbtide.lifecycle.machine import Durations
 from ebbtide.protocol import PodState
 
 CONTAINERS = (dict, list, set, frozenset, deque, WeakSet, WeakValueDictionary)

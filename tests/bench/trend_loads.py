@@ -31,8 +31,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from ebbtide.environment import ADMIN_ADDRESS, DEFAULT_LEAK_AGE_S, LEAK_AGE, LEAK_IGNORE, MAX_TASKS, TASKS_PER_S
-from ebbtide.trend import Shape, classify
-from ebbtide.trendwatch import KEPT, TrendWatch
+from ebbtide.leaks.trend import Shape, classify
+from ebbtide.leaks.trendwatch import KEPT, TrendWatch
 from examples.orders.orders.app import MAX_WORK_S, OrderService
 from examples.orders.orders.load import WorkDistribution
 from examples.orders.orders.managed import ManagedIntake

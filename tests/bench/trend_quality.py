@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from ebbtide.trend import Shape, Thresholds, classify
+from ebbtide.leaks.trend import Shape, Thresholds, classify
 
 SAMPLES = 60
 PER_KIND = 150

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import ebbtide
-from ebbtide.machine import Durations, Ordered
+from ebbtide.lifecycle.machine import Durations, Ordered
 from ebbtide.protocol import Desired, Order
 
 SLACK_S = 0.5

@@ -6,7 +6,7 @@ import pytest
 
 import ebbtide
 from ebbtide.etcd import EtcdClient
-from ebbtide.machine import Durations
+from ebbtide.lifecycle.machine import Durations
 from ebbtide.protocol import Keys, PodState, Report
 from tests.contract.member import Member
 

@@ -19,10 +19,10 @@ MARGIN_S = 1.3
 """Instead of five seconds; the watchdog comes one second before its end."""
 
 SERVICE = textwrap.dedent(f"""
-    import asyncio, logging, re, sys, threading, time, ebbtide, ebbtide.effects
-    from ebbtide.machine import Durations
+    import asyncio, logging, re, sys, threading, time, ebbtide, ebbtide.lifecycle.effects
+    from ebbtide.lifecycle.machine import Durations
     how = sys.argv[1].split("+")
-    ebbtide.effects.EXIT_MARGIN_S = {MARGIN_S}
+    ebbtide.lifecycle.effects.EXIT_MARGIN_S = {MARGIN_S}
     for_ever = threading.Event()
 
     class Pipe(logging.StreamHandler):

@@ -5,22 +5,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ebbtide.entries import Entry
 from ebbtide.errors import EbbtideError, NotRunning, Refused, StartFailed, TimedOut
-from ebbtide.limits import Admission, Limits
-from ebbtide.protection import protect
-from ebbtide.registry import heartbeat
-from ebbtide.restarts import OnCrash, Restart
+from ebbtide.lifecycle.startup import Stage
 from ebbtide.runtime import Runtime
-from ebbtide.scope import Scope
 from ebbtide.settings import Settings
-from ebbtide.startup import Stage
+from ebbtide.tasks.entries import Entry
+from ebbtide.tasks.limits import Admission, Limits
+from ebbtide.tasks.protection import protect
+from ebbtide.tasks.registry import heartbeat
+from ebbtide.tasks.restarts import OnCrash, Restart
+from ebbtide.tasks.scope import Scope
 from ebbtide.vocabulary import PodState
 
 if TYPE_CHECKING:
-    from ebbtide.drainreport import DrainReport
-    from ebbtide.findings import Finding
-    from ebbtide.groups import Group
+    from ebbtide.leaks.findings import Finding
+    from ebbtide.lifecycle.drainreport import DrainReport
+    from ebbtide.tasks.groups import Group
 
 __all__ = [
     "Admission",
@@ -46,7 +46,11 @@ __all__ = [
 ]
 
 
-_LATE = {"DrainReport": "ebbtide.drainreport", "Finding": "ebbtide.findings", "Group": "ebbtide.groups"}
+_LATE = {
+    "DrainReport": "ebbtide.lifecycle.drainreport",
+    "Finding": "ebbtide.leaks.findings",
+    "Group": "ebbtide.tasks.groups",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -30,10 +30,17 @@ async def load(settings: Settings) -> None:
 
 def _wanted(settings: Settings) -> Iterator[str]:
     """Yield modules, each after the larger ones that it imports."""
-    yield from ("random", "statistics", "ebbtide.trend", "ebbtide.outsiders", "ebbtide.suspects", "ebbtide.dump")
-    yield from ("ebbtide.groups", "ebbtide.processes")
-    yield from ("email.parser", "http.client", "http.server", "ebbtide.exposition", "ebbtide.protocol")
-    yield from ("ebbtide.admin", "ebbtide.workers.view")
+    yield from (
+        "random",
+        "statistics",
+        "ebbtide.leaks.trend",
+        "ebbtide.leaks.outsiders",
+        "ebbtide.leaks.suspects",
+        "ebbtide.admin.dump",
+    )
+    yield from ("ebbtide.tasks.groups", "ebbtide.tasks.processes")
+    yield from ("email.parser", "http.client", "http.server", "ebbtide.admin.exposition", "ebbtide.protocol")
+    yield from ("ebbtide.admin.server", "ebbtide.workers.view")
     if settings.meeting_place is not None:
         # Both: one that follows may have to take over.
         yield from ("ebbtide.workers.hub", "ebbtide.workers.link")

@@ -60,7 +60,7 @@ def checked(
 
     @functools.wraps(test)
     async def run(*args: Any, **kwargs: Any) -> Any:
-        from ebbtide.origins import tracing
+        from ebbtide.stacks.origins import tracing
 
         before = asyncio.all_tasks()
         with tracing():
@@ -91,8 +91,8 @@ async def _left_after(
 
 
 def _report(left: list[asyncio.Task[Any]]) -> str:
-    from ebbtide.frames import frames_of_task, place_of, stack_of
-    from ebbtide.origins import created_at
+    from ebbtide.stacks.frames import frames_of_task, place_of, stack_of
+    from ebbtide.stacks.origins import created_at
 
     lines = [f"the test left {len(left)} tasks behind:"]
     for task in left:

@@ -12,11 +12,10 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ebbtide.admin.oversight import Oversight
 from ebbtide.errors import NotRunning
-from ebbtide.hooks import HOOK_S, Hook, Hooks
-from ebbtide.limits import Limits
-from ebbtide.loading import load
-from ebbtide.machine import (
+from ebbtide.lifecycle.hooks import HOOK_S, Hook, Hooks
+from ebbtide.lifecycle.machine import (
     DrainRequested,
     Durations,
     Machine,
@@ -26,18 +25,19 @@ from ebbtide.machine import (
     TasksChanged,
     UndrainRequested,
 )
-from ebbtide.oversight import Oversight
-from ebbtide.registry import Registry
-from ebbtide.restarts import OnCrash
-from ebbtide.scope import Scope, child_scope
+from ebbtide.lifecycle.startup import START_S, Stage, Start, StartUp
+from ebbtide.loading import load
 from ebbtide.settings import Settings
-from ebbtide.startup import START_S, Stage, Start, StartUp
-from ebbtide.threads import in_daemon_thread
+from ebbtide.tasks.limits import Limits
+from ebbtide.tasks.registry import Registry
+from ebbtide.tasks.restarts import OnCrash
+from ebbtide.tasks.scope import Scope, child_scope
+from ebbtide.tasks.threads import in_daemon_thread
 from ebbtide.vocabulary import PodState
 
 if TYPE_CHECKING:
-    from ebbtide.drainreport import DrainReport
-    from ebbtide.exposition import Numbers
+    from ebbtide.admin.exposition import Numbers
+    from ebbtide.lifecycle.drainreport import DrainReport
 
 logger = logging.getLogger("ebbtide")
 
@@ -73,14 +73,14 @@ class Runtime(Oversight):
     def _begin(self) -> None:
         """Make what belongs to one process: all but the scopes, the limits, the steps and the hooks."""
         # Here, and not by everybody who imports the library. In a forked child they are there: the parent has made one.
-        from ebbtide.conductor import PATROL_S, Conductor
-        from ebbtide.drainwatch import DrainWatch
-        from ebbtide.effects import Effects
-        from ebbtide.leakwatch import LeakWatch
-        from ebbtide.signals import Signals
-        from ebbtide.trendwatch import TrendWatch
-        from ebbtide.views import Views
-        from ebbtide.watchdog import Watchdog
+        from ebbtide.admin.views import Views
+        from ebbtide.leaks.trendwatch import TrendWatch
+        from ebbtide.leaks.watch import LeakWatch
+        from ebbtide.lifecycle.conductor import PATROL_S, Conductor
+        from ebbtide.lifecycle.drainwatch import DrainWatch
+        from ebbtide.lifecycle.effects import Effects
+        from ebbtide.lifecycle.signals import Signals
+        from ebbtide.lifecycle.watchdog import Watchdog
         from ebbtide.workers.local import Local
         from ebbtide.workers.pod import Pod
 

@@ -15,8 +15,8 @@ from enum import StrEnum
 from typing import Self
 
 from ebbtide import environment
-from ebbtide.limits import Admission, Limits
-from ebbtide.machine import Durations
+from ebbtide.lifecycle.machine import Durations
+from ebbtide.tasks.limits import Admission, Limits
 from ebbtide.vocabulary import DEFAULT_PREFIX
 
 LONGEST_S = 7 * 86400.0

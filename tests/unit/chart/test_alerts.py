@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from charts import alerts
-from ebbtide.exposition import Numbers, render
+from ebbtide.admin.exposition import Numbers, render
 from ebbtide.protocol import PodState
 
 SHOWN = render(Numbers(state=PodState.SERVING, active=1, oldest_age_s=0.0))

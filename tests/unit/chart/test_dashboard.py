@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from charts.dashboards import generate
 from charts.dashboards.lint import SELECTOR, lint, metrics_used, panels
-from ebbtide.exposition import Numbers, render
+from ebbtide.admin.exposition import Numbers, render
 from ebbtide.protocol import PodState
 from ebbtide_operator.metrics import WORKLOAD, Metrics, WorkloadGauges
 

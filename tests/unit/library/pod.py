@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ebbtide.machine import (
+from ebbtide.lifecycle.machine import (
     AbandonTasks,
     CancelTasks,
     CloseIntake,

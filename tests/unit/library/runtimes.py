@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import ebbtide
-from ebbtide.machine import Durations
+from ebbtide.lifecycle.machine import Durations
 
 
 def a_runtime(**durations: float) -> ebbtide.Runtime:

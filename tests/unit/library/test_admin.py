@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ebbtide.admin import AdminServer
-from ebbtide.drainreport import DrainReport
-from ebbtide.exposition import Numbers
-from ebbtide.machine import Source
+from ebbtide.admin.exposition import Numbers
+from ebbtide.admin.server import AdminServer
+from ebbtide.lifecycle.drainreport import DrainReport
+from ebbtide.lifecycle.machine import Source
 from ebbtide.protocol import Outcome, PodState
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import ebbtide
-from ebbtide.limits import Admission, Limits
+from ebbtide.tasks.limits import Admission, Limits
 from tests.unit.library.runtimes import a_runtime, until
 
 

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 import ebbtide
-from ebbtide.block import Block
-from ebbtide.entries import current_entry
-from ebbtide.registry import Registry
+from ebbtide.tasks.block import Block
+from ebbtide.tasks.entries import current_entry
+from ebbtide.tasks.registry import Registry
 from tests.unit.library.runtimes import a_runtime, until
 
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebbtide.counted import CROWD
-from ebbtide.dump import Question, dump, render
-from ebbtide.origins import code_of
-from ebbtide.registry import Registry
-from ebbtide.scope import Scope
+from ebbtide.admin.dump import Question, dump, render
+from ebbtide.stacks.origins import code_of
+from ebbtide.tasks.counted import CROWD
+from ebbtide.tasks.registry import Registry
+from ebbtide.tasks.scope import Scope
 from tests.unit.library.runtimes import a_runtime, until
 
 Task = asyncio.Task[Any]
@@ -107,7 +107,7 @@ async def ended(ends: Sequence[str]) -> Registry:
 def test_an_end_is_counted_once_and_as_what_it_was(crowd: int, ends: list[str]) -> None:
     logging.disable(logging.CRITICAL)
     try:
-        with mock.patch("ebbtide.scope.CROWD", crowd), mock.patch("ebbtide.starting.CROWD", crowd):
+        with mock.patch("ebbtide.tasks.scope.CROWD", crowd), mock.patch("ebbtide.tasks.starting.CROWD", crowd):
             registry = asyncio.run(ended(ends))
     finally:
         logging.disable(logging.NOTSET)

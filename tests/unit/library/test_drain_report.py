@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ebbtide
-from ebbtide.drainreport import DrainReport, Finisher, HookRecord, PhaseTime, Straggler
-from ebbtide.drainwatch import SLOWEST, STRAGGLERS
+from ebbtide.lifecycle.drainreport import DrainReport, Finisher, HookRecord, PhaseTime, Straggler
+from ebbtide.lifecycle.drainwatch import SLOWEST, STRAGGLERS
 from ebbtide.protocol import MOST_DRAIN_BYTES, TASK_OUTCOMES, Outcome, PodState, RecordError, Report
 from tests.unit.library.runtimes import a_runtime, until
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebbtide import drainwatch
-from ebbtide.drainwatch import DrainWatch
-from ebbtide.machine import (
+from ebbtide.lifecycle import drainwatch
+from ebbtide.lifecycle.drainwatch import DrainWatch
+from ebbtide.lifecycle.machine import (
     DrainRequested,
     Durations,
     Event,
@@ -24,7 +24,7 @@ from ebbtide.machine import (
     UndrainRequested,
 )
 from ebbtide.protocol import Desired, Outcome, PodState
-from ebbtide.registry import Registry
+from ebbtide.tasks.registry import Registry
 from tests.unit.library.pod import Pod, order
 
 DURATIONS = Durations(5.0, 60.0, 10.0)

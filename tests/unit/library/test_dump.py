@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import ebbtide
-from ebbtide.frames import frames_of_task, key_of, key_of_task
+from ebbtide.stacks.frames import frames_of_task, key_of, key_of_task
 from tests.unit.library.runtimes import a_runtime, until
 
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebbtide.estimate import ENOUGH, remaining_s
+from ebbtide.tasks.estimate import ENOUGH, remaining_s
 
 seconds = st.floats(0.001, 1000)
 samples = st.lists(seconds, min_size=ENOUGH, max_size=50).map(sorted)

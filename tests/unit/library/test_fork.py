@@ -6,7 +6,7 @@ import textwrap
 
 FORKING = """
     import asyncio, os, signal, socket, ebbtide
-    from ebbtide.machine import Durations
+    from ebbtide.lifecycle.machine import Durations
 
     def in_child(function):
         # Where the parent's loop runs, in the middle of its work.

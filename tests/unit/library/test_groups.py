@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 
 import ebbtide
-from ebbtide.limits import Limits
-from ebbtide.registry import Registry
-from ebbtide.scope import Scope
+from ebbtide.tasks.limits import Limits
+from ebbtide.tasks.registry import Registry
+from ebbtide.tasks.scope import Scope
 from tests.unit.library.group_programs import Program, Stage, observed, programs
 from tests.unit.library.runtimes import a_runtime, until
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebbtide.hooks import LEAST_S, Hooks, allowance_s
+from ebbtide.lifecycle.hooks import LEAST_S, Hooks, allowance_s
 
 seconds = st.floats(min_value=0.001, max_value=1000.0)
 

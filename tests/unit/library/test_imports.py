@@ -55,7 +55,7 @@ SERVICE = """
     import asyncio, json, os, signal, sys
     managed = json.loads(sys.argv[1])
     import ebbtide
-    from ebbtide.machine import Durations
+    from ebbtide.lifecycle.machine import Durations
     turns = 0
 
     async def tick():
@@ -134,7 +134,9 @@ def test_an_import_loads_nothing_that_is_costly() -> None:
 
 def test_an_import_loads_nothing_that_only_a_runtime_needs() -> None:
     assert not loaded_by("import ebbtide") & (
-        FOR_A_STORE | FOR_OTHER_WORKERS | {"ebbtide.admin", "ebbtide.dump", "ebbtide.protocol", "ebbtide.workers.pod"}
+        FOR_A_STORE
+        | FOR_OTHER_WORKERS
+        | {"ebbtide.admin.server", "ebbtide.admin.dump", "ebbtide.protocol", "ebbtide.workers.pod"}
     )
 
 

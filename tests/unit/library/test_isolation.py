@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import ebbtide
 from ebbtide.protocol import PodState
-from ebbtide.restarts import Restart, Restarts
+from ebbtide.tasks.restarts import Restart, Restarts
 from tests.unit.library.runtimes import a_runtime, until
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import ebbtide
-from ebbtide.leakrules import Rule
-from ebbtide.leakwatch import MOST_SAID
-from ebbtide.machine import Durations
+from ebbtide.leaks.rules import Rule
+from ebbtide.leaks.watch import MOST_SAID
+from ebbtide.lifecycle.machine import Durations
 from tests.unit.library.runtimes import until
 
 AGE_S = 0.02

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebbtide.limits import Admission, Breaker, Limits, TokenBucket
+from ebbtide.tasks.limits import Admission, Breaker, Limits, TokenBucket
 
 GAPS = st.lists(st.floats(0, 5, allow_subnormal=False), max_size=60)
 RATES = st.floats(0.1, 1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ebbtide.machine import (
+from ebbtide.lifecycle.machine import (
     COLLECT_S,
     AbandonTasks,
     CancelTasks,

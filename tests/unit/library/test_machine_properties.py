@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ebbtide.machine import (
+from ebbtide.lifecycle.machine import (
     COLLECT_S,
     DrainRequested,
     Durations,

@@ -4,7 +4,7 @@ import threading
 import uuid
 
 import ebbtide
-from ebbtide.machine import Durations, Source
+from ebbtide.lifecycle.machine import Durations, Source
 from ebbtide.protocol import PodState
 from ebbtide.settings import Workers
 from tests.unit.library.runtimes import until

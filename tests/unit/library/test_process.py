@@ -12,7 +12,7 @@ from pathlib import Path
 
 SERVICE = textwrap.dedent("""
     import asyncio, os, sys, ebbtide
-    from ebbtide.machine import Durations
+    from ebbtide.lifecycle.machine import Durations
     async def work(seconds):
         await asyncio.sleep(seconds)
         print("finished", flush=True)
@@ -139,10 +139,10 @@ def test_a_runtime_that_was_made_before_a_fork_runs_after_it() -> None:
 
 
 STUCK = textwrap.dedent("""
-    import asyncio, logging, sys, time, ebbtide, ebbtide.effects
-    from ebbtide.machine import Durations
+    import asyncio, logging, sys, time, ebbtide, ebbtide.lifecycle.effects
+    from ebbtide.lifecycle.machine import Durations
     logging.basicConfig(level=logging.INFO)
-    ebbtide.effects.EXIT_MARGIN_S = 1.2
+    ebbtide.lifecycle.effects.EXIT_MARGIN_S = 1.2
     async def deaf():
         while True:
             try:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import ebbtide
-from ebbtide.machine import Ordered
+from ebbtide.lifecycle.machine import Ordered
 from ebbtide.protocol import Desired, Order
 from tests.unit.library.runtimes import a_runtime, until
 
@@ -278,7 +278,7 @@ async def test_a_process_in_a_thread_is_counted_with_its_thread() -> None:
 SCRIPT = """
     import asyncio, gc, json, os, signal, subprocess, sys
     import ebbtide
-    from ebbtide.machine import Durations
+    from ebbtide.lifecycle.machine import Durations
 
     def settings(drain_timeout_s):
         return ebbtide.Settings(admin_port=0, durations=Durations(0, drain_timeout_s, 1))
@@ -306,7 +306,7 @@ def test_a_forked_process_neither_counts_nor_ends_its_parents_children() -> None
                     asyncio._set_running_loop(None)
                     del child
                     gc.collect()
-                    from ebbtide.processes import kill
+                    from ebbtide.tasks.processes import kill
                     kill(runtime._registry.entries())
                     os._exit(0)
                 assert os.waitpid(forked, 0)[1] == 0

@@ -3,8 +3,8 @@
 import threading
 
 from ebbtide.errors import Refused
-from ebbtide.registry import Registry
-from ebbtide.scope import Scope
+from ebbtide.tasks.registry import Registry
+from ebbtide.tasks.scope import Scope
 
 
 def in_threads(count: int, work: object) -> None:

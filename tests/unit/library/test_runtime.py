@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import ebbtide
-from ebbtide.machine import Event
+from ebbtide.lifecycle.machine import Event
 from ebbtide.protocol import PodState
 from tests.unit.library.runtimes import a_runtime, until
 

@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebbtide import environment
-from ebbtide.limits import Limits
-from ebbtide.machine import Durations
+from ebbtide.lifecycle.machine import Durations
 from ebbtide.settings import Settings
+from ebbtide.tasks.limits import Limits
 
 DEFAULT = Settings().durations
 VARIABLES = [

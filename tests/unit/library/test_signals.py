@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ebbtide.signals import Signals
+from ebbtide.lifecycle.signals import Signals
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_outside_the_main_thread_nothing_is_installed() -> None:
 def test_the_handlers_of_an_event_loop_still_run() -> None:
     script = textwrap.dedent("""
         import asyncio, os, signal
-        from ebbtide.signals import Signals
+        from ebbtide.lifecycle.signals import Signals
         async def main():
             loop, stop, ours = asyncio.get_running_loop(), asyncio.Event(), []
             loop.add_signal_handler(signal.SIGTERM, stop.set)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebbtide.trend import LEAST_SAMPLES, Shape, Thresholds, Trend, classify
-from ebbtide.trendwatch import CALM, KEPT, SURE, TrendWatch
+from ebbtide.leaks.trend import LEAST_SAMPLES, Shape, Thresholds, Trend, classify
+from ebbtide.leaks.trendwatch import CALM, KEPT, SURE, TrendWatch
 from tests.bench.trend_quality import generate, scores
 
 
@@ -59,7 +59,7 @@ def test_a_change_of_shape_is_logged_once(caplog: Any) -> None:
 def test_what_comes_and_goes_is_no_change_of_shape(caplog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([Shape.NORMAL, *[Shape.GROWTH] * (SURE - 1), Shape.NORMAL] * 3 + [Shape.GROWTH] * SURE)
     after = iter([*[Shape.NORMAL] * (CALM - 1), Shape.GROWTH] * 3)
-    monkeypatch.setattr("ebbtide.trend.classify", lambda *_: Trend(next(answers), 1.0))
+    monkeypatch.setattr("ebbtide.leaks.trend.classify", lambda *_: Trend(next(answers), 1.0))
     watch = TrendWatch(10.0)
     with caplog.at_level(logging.WARNING, "ebbtide"):
         for _ in range(3 * (SURE + 1)):
@@ -67,7 +67,7 @@ def test_what_comes_and_goes_is_no_change_of_shape(caplog: Any, monkeypatch: pyt
             assert watch.trend.shape is Shape.NORMAL
         for _ in range(SURE):
             watch.sample(1)
-        monkeypatch.setattr("ebbtide.trend.classify", lambda *_: Trend(next(after), 1.0))
+        monkeypatch.setattr("ebbtide.leaks.trend.classify", lambda *_: Trend(next(after), 1.0))
         for _ in range(3 * CALM):
             watch.sample(1)
             assert watch.trend.shape is Shape.GROWTH

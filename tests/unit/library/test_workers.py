@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebbtide.exposition import Numbers
-from ebbtide.machine import Durations, Source
+from ebbtide.admin.exposition import Numbers
+from ebbtide.lifecycle.machine import Durations, Source
 from ebbtide.protocol import MOST_DRAIN_BYTES, Desired, Order, PodState, Report
 from ebbtide.workers.drains import merged_drain
 from ebbtide.workers.group import REMEMBERED, Group, Told, durations_left, order_left

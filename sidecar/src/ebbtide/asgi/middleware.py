@@ -20,12 +20,12 @@ from ebbtide.asgi.answers import (
 )
 from ebbtide.asgi.lifespan import Lifespan
 from ebbtide.asgi.soft import ClosedForRestart, Endings, OnDrain, Response, Websocket
-from ebbtide.block import Block
 from ebbtide.errors import Refused
 from ebbtide.runtime import Runtime
+from ebbtide.tasks.block import Block
 
 if TYPE_CHECKING:
-    from ebbtide.scope import Scope
+    from ebbtide.tasks.scope import Scope
 
 HEALTH_PATHS = frozenset({"/health", "/healthz", "/livez", "/ping", "/readyz"})
 """Answered at any time: a liveness probe that gets 503 has the kubelet kill what drains."""

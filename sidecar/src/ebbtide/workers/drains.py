@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ebbtide.drainreport import SHOWN
+from ebbtide.lifecycle.drainreport import SHOWN
 from ebbtide.vocabulary import MOST_DRAIN_BYTES, Outcome
 
 WORST_LAST = (Outcome.RETURNED, Outcome.CLEAN, Outcome.CANCELLED, Outcome.ABANDONED)

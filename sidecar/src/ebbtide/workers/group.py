@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from ebbtide.machine import Durations, Source
+from ebbtide.lifecycle.machine import Durations, Source
 from ebbtide.protocol import Desired, Order, Report
 from ebbtide.workers.snapshot import Counts, Snapshot, added, lost_with, merged_report
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ebbtide.machine import Source
+from ebbtide.lifecycle.machine import Source
 from ebbtide.protocol import Order, PodState, Report
 from ebbtide.workers.channel import Bell, Channel, Message, wait_for
 from ebbtide.workers.group import Group

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from threading import Event
 from typing import Any
 
-from ebbtide.machine import Source
+from ebbtide.lifecycle.machine import Source
 from ebbtide.protocol import DRAIN_STATES, Desired, Order
 from ebbtide.workers.channel import Bell, Channel, Message, wait_for
 from ebbtide.workers.group import Group, Told, durations_left, order_left

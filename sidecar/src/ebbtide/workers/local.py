@@ -7,11 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ebbtide.conductor import Conductor
-from ebbtide.leakwatch import LeakWatch
-from ebbtide.machine import DrainRequested, Durations, Ordered, Reason, Source, StoreRestarted, UndrainRequested
-from ebbtide.registry import Registry
-from ebbtide.views import Views
+from ebbtide.admin.views import Views
+from ebbtide.leaks.watch import LeakWatch
+from ebbtide.lifecycle.conductor import Conductor
+from ebbtide.lifecycle.machine import (
+    DrainRequested,
+    Durations,
+    Ordered,
+    Reason,
+    Source,
+    StoreRestarted,
+    UndrainRequested,
+)
+from ebbtide.tasks.registry import Registry
 
 if TYPE_CHECKING:
     from ebbtide.protocol import Order

@@ -21,15 +21,15 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from ebbtide.environment import CA, ENDPOINTS, WORKERS, WORKERS_SOCKET
-from ebbtide.machine import Machine, Source
+from ebbtide.lifecycle.machine import Machine, Source
 from ebbtide.settings import Settings
-from ebbtide.threads import in_daemon_thread
+from ebbtide.tasks.threads import in_daemon_thread
 from ebbtide.workers.channel import Bell, Channel
 from ebbtide.workers.local import Local
 from ebbtide.workers.place import Place
 
 if TYPE_CHECKING:
-    from ebbtide.admin import AdminServer, AdminView
+    from ebbtide.admin.server import AdminServer, AdminView
     from ebbtide.agent import Agent
     from ebbtide.protocol import Report
     from ebbtide.workers.group import Group
@@ -221,7 +221,7 @@ class Pod:
         return self._hub
 
     def _open_office(self, patience_s: float = 0.0) -> None:
-        from ebbtide.admin import AdminServer
+        from ebbtide.admin.server import AdminServer
 
         settings = self._settings
         if settings.has_store:

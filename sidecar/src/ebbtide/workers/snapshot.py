@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from ebbtide.exposition import Numbers
+from ebbtide.admin.exposition import Numbers
 from ebbtide.protocol import PodState, Report
 from ebbtide.workers.drains import merged_drain
 

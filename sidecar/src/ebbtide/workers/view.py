@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ebbtide.admin import AdminView
-from ebbtide.drainreport import DrainReport
-from ebbtide.exposition import Numbers
-from ebbtide.machine import Source
+from ebbtide.admin.exposition import Numbers
+from ebbtide.admin.server import AdminView
+from ebbtide.lifecycle.drainreport import DrainReport
+from ebbtide.lifecycle.machine import Source
 from ebbtide.vocabulary import PodState
 from ebbtide.workers.snapshot import merged_numbers, merged_report
 

@@ -1,0 +1,1 @@
+"""What a process says of itself: the HTTP server for probes and people, dumps, metrics."""

@@ -1,0 +1,1 @@
+"""Where work is, and where it came from: read off frames, from any thread, without stopping it."""
