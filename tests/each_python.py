@@ -20,7 +20,7 @@ from tests.bench.pythons import ROOT, Python, pythons
 
 CACHE = ROOT / ".cache" / "test-pythons"
 LOCK = ROOT / "requirements-dev.lock"
-TESTS = ("tests/unit/library", "tests/unit/etcd")
+TESTS = ("tests/unit/library", "tests/unit/etcd", "tests/contract/processes")
 PATIENCE_S = 600.0
 SHOWN = 60
 
