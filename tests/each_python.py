@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.bench.pythons import ROOT, Python, pythons
+from tests.bench.pythons import Python, pythons
 
+ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache" / "test-pythons"
 LOCK = ROOT / "requirements-dev.lock"
 TESTS = ("tests/unit/library", "tests/unit/etcd", "tests/contract/processes")

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ebbtide.errors import Refused
+from ebbtide.tasks.counted import CROWD
 from ebbtide.tasks.entries import kind_of
 from ebbtide.tasks.limits import BREAKER_PAUSE_S, Admission, Breaker, Limits, TokenBucket
 from ebbtide.tasks.line import Line

@@ -19,11 +19,11 @@ from ebbtide.stacks.frames import Step, caller
 from ebbtide.tasks.admission import Gate
 from ebbtide.tasks.block import Block
 from ebbtide.tasks.cancelling import cancel_everywhere, cancel_here
-from ebbtide.tasks.counted import CROWD, counted
+from ebbtide.tasks.counted import FEW, SAMPLED_EVERY_S, counted
 from ebbtide.tasks.entries import Live, ManagedTask, close_unbegun, current_entry, name_of, outcome_of, task_of
 from ebbtide.tasks.limits import Admission, Limits, tighter
 from ebbtide.tasks.parent import Parent
-from ebbtide.tasks.registry import Registry
+from ebbtide.tasks.registry import Registry, asking
 from ebbtide.tasks.restarts import OnCrash, Restart
 from ebbtide.tasks.starting import adopt, start
 from ebbtide.tasks.supervision import supervised
