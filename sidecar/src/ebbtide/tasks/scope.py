@@ -24,7 +24,7 @@ from ebbtide.tasks.counted import FEW, SAMPLED_EVERY_S, counted
 from ebbtide.tasks.entries import Live, ManagedTask, close_unbegun, current_entry, name_of, outcome_of, task_of
 from ebbtide.tasks.limits import Admission, Limits, tighter
 from ebbtide.tasks.parent import Parent
-from ebbtide.tasks.registry import Registry, asking
+from ebbtide.tasks.registry import KNOWS_LOOP, Registry, asking
 from ebbtide.tasks.restarts import OnCrash, Restart
 from ebbtide.tasks.starting import adopt, start
 from ebbtide.tasks.supervision import supervised
