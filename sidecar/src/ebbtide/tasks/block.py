@@ -12,12 +12,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from ebbtide.errors import Refused
+from ebbtide.tasks.counted import SAMPLED_EVERY_S
 from ebbtide.tasks.entries import Entry, current_entry
 from ebbtide.tasks.registry import BLOCK_BEGAN
-
-SAMPLED_EVERY_S = 0.001
-"""How far apart the starts of those blocks of a scope are at least that tell how long they took: chosen at its start, a
-long one is as likely among them as a short one."""
 
 if sys.version_info < (3, 12):
     # What `current_task` asks there, which is written in Python; that version gets fixes for security alone.

@@ -68,7 +68,7 @@ def start(
         at_home = loop is registry.loop
         call_back = not at_home or len(registry.live) > CROWD or type(coroutine) is not CoroutineType
         if not call_back:
-            running = counted(registry, number, running)
+            running = counted(scope, number, running, now)
         else:
             if context is None:
                 context = copy_context()
