@@ -35,11 +35,15 @@ lint: venv ## Format, lint, types, import contracts
 	.venv/bin/mypy
 
 .PHONY: test-unit
-test-unit: venv ## Pure rules and single processes: no cluster, under a minute
+test-unit: venv ## Pure rules and what one process does: no cluster, under a minute
 	.venv/bin/pytest tests/unit
 
+.PHONY: test-pythons
+test-pythons: venv ## The library's unit tests on every other Python at hand, from 3.11 on (about 2 min; 1 more for environments the first time)
+	$(PY) -m tests.each_python
+
 .PHONY: test-contract
-test-contract: venv ## Real etcd processes and the rendered chart
+test-contract: venv ## Real etcd processes, whole processes of the library, the rendered chart
 	.venv/bin/pytest tests/contract
 
 .PHONY: test-store

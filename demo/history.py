@@ -208,6 +208,15 @@ class History:
         )
 
 
+def first_ready(events: Sequence[PodEvent]) -> dict[str, float]:
+    """Return when each pod was first seen to be ready, by pod name; one that never was is left out."""
+    ready: dict[str, float] = {}
+    for event in events:
+        if event.pod.ready:
+            ready.setdefault(event.pod.name, event.at)
+    return ready
+
+
 def drain_orders(events: Sequence[PodEvent]) -> dict[str, list[float]]:
     """Return every time that Ebbtide told a pod to drain, by pod name; a drain that was taken back counts."""
     orders: dict[str, list[float]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from examples.orders.orders.accounts import Fate, OrderRecord, count_fates, in_f
 from examples.orders.orders.marks import Mark, MarkKind
 
 from .audit import Write, WriteCount, accepted_deletions, count_writes, pod_deletions
-from .history import Goal, History, Moment, PodEvent, Removal, drain_orders
+from .history import Goal, History, Moment, PodEvent, Removal, drain_orders, first_ready
 from .measures import interrupted_for_nothing, percentile, signal_latencies
 from .releases import release_latencies
 
@@ -72,6 +73,10 @@ class Row:
     signal_p99_s: float | None
     signals: int
     """How many latencies the percentiles are of."""
+    starting: int
+    """Decisions on pods that had never been ready, which are in no percentile: what is to know does not run yet."""
+    starting_signal_s: float | None
+    """The longest of them until the pod's code knew."""
     closed_p50_s: float | None
     """From the decision to closed intake: the quiesce time and what came on top."""
     release_p50_s: float | None
@@ -113,7 +118,9 @@ def measure(recording: Recording, course: Course, now: float, namespace: str, op
     deletions = pod_deletions(recording.writes, namespace)
     removals = history.removals(course.began_at, recording.ended_at, deletions)
     own = [event for event in recording.events if event.pod.deployment == course.deployment]
-    decided, latencies = _signals(recording, course, own, removals)
+    decided, starting = _decisions(course, own, removals)
+    told = _marks(recording, MarkKind.TOLD)
+    latencies = signal_latencies(decided, told)
     closed = signal_latencies(decided, _marks(recording, MarkKind.CLOSED))
     accepted = {item.pod: item.deleted_at for item in removals if item.deleted_at is not None}
     accepted |= accepted_deletions(recording.writes, namespace)
@@ -141,6 +148,8 @@ def measure(recording: Recording, course: Course, now: float, namespace: str, op
         signal_p50_s=percentile(latencies, 50),
         signal_p99_s=percentile(latencies, 99),
         signals=len(latencies),
+        starting=sum(map(len, starting.values())),
+        starting_signal_s=max(signal_latencies(starting, told), default=None),
         closed_p50_s=percentile(closed, 50),
         release_p50_s=percentile(releases, 50),
         release_p99_s=percentile(releases, 99),
@@ -166,15 +175,23 @@ def _marks(recording: Recording, kind: MarkKind) -> dict[str, list[float]]:
     return times
 
 
-def _signals(
-    recording: Recording, course: Course, events: Sequence[PodEvent], removals: Sequence[Removal]
-) -> tuple[Mapping[str, Sequence[float]], list[float]]:
-    """Take a drain order for the signal where there was one, taken back or not, and a deletion where there was none."""
+def _decisions(
+    course: Course, events: Sequence[PodEvent], removals: Sequence[Removal]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return when it was decided that pods go, by pod: those that had been ready by then, and those that still started.
+
+    A drain order where there was one, taken back or not, and a deletion where there was none.
+    """
     decided = {pod: [at for at in times if at >= course.began_at] for pod, times in drain_orders(events).items()}
     for removal in removals:
         if removal.deleted_at is not None and not decided.get(removal.pod):
             decided[removal.pod] = [removal.deleted_at]
-    return decided, signal_latencies(decided, _marks(recording, MarkKind.TOLD))
+    ready = first_ready(events)
+    served, starting = dict[str, list[float]](), dict[str, list[float]]()
+    for pod, times in decided.items():
+        for at in times:
+            (served if ready.get(pod, math.inf) <= at else starting).setdefault(pod, []).append(at)
+    return served, starting
 
 
 def _interrupted(course: Course, history: History, removals: Sequence[Removal], orders: Sequence[OrderRecord]) -> int:

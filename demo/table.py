@@ -48,7 +48,7 @@ def render(rows: Sequence[Row]) -> str:
     """Lay rows out by scene; columns are as wide as their widest cell, figures to the right.
 
     Orders that belong to no column (turned away for good, or undecided) are listed under the table: every order that
-    was sent is somewhere.
+    was sent is somewhere. So are pods that had to go before they had started, which no latency is of.
     """
     cells = [[value(row) for _, value in COLUMNS] for row in rows]
     widths = [
@@ -66,6 +66,13 @@ def render(rows: Sequence[Row]) -> str:
             lines.append(
                 f"{row.scene}, {row.deployment}: {row.turned_away} orders turned away for good, {row.open} undecided"
             )
+    for row in rows:
+        if row.starting and row.signals:
+            longest_s = row.starting_signal_s
+            knew = (
+                "none of them ran to know it" if longest_s is None else f"the last to know did after {longest_s:.1f} s"
+            )
+            lines.append(f"{row.scene}, {row.deployment}: {row.starting} pods had to go while they started; {knew}")
     return "\n".join(lines)
 
 

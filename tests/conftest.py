@@ -1,6 +1,7 @@
 """What every test may rely on, however the run was started."""
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable
 
@@ -18,6 +19,12 @@ def pytest_configure() -> None:
     # tests of Ctrl-C would wait for ever. A handler is not inherited, so processes of tests begin as in a terminal.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    # What collection made stays to the end: the collector need not look through all of it again and again.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -1,9 +1,10 @@
 """The effects of a plan: the only place that orders writes.
 
-The phase comes first, since it asks the pods for the numbers of the next decision; beside it only pods are released,
-which need no number any more. Then each pod has its own chain, in the order of the plan (an order before its pin, a
-record before what it was made of is forgotten); chains of different pods run side by side. Status and Events come last:
-they tell what was done. Every effect can be repeated; what failed is planned again.
+The phase comes first, since it asks the pods for the numbers of the next decision. Only pods that are released do not
+wait for it, which need no number any more, and nobody waits for them. Then each pod has its own chain, in the order of
+the plan (an order before its pin, a record before what it was made of is forgotten); chains of different pods run side
+by side. Status and Events come last: they tell what was done. Every effect can be repeated; what failed is planned
+again.
 """
 
 from __future__ import annotations
@@ -86,23 +87,28 @@ class Applier:
             if isinstance(action, Release):
                 # The first decision counts: one that is planned again was not carried out in time.
                 self._released_at.setdefault(action.pod.uid, decided_at)
-        unpublished, *failures = await asyncio.gather(
-            self._publish(workload, plan), *(self._chain(workload, chain) for chain in releases), return_exceptions=True
+        failures = await asyncio.gather(
+            *(self._chain(workload, chain) for chain in releases),
+            self._publish_and_go_on(workload, plan, others),
+            return_exceptions=True,
         )
-        if unpublished is None:
-            failures += await asyncio.gather(
-                *(self._chain(workload, chain) for chain in others), return_exceptions=True
-            )
-        _raise_gravest([failure for failure in (unpublished, *failures) if failure is not None])
-        for action in plan.actions:
-            if isinstance(action, WriteStatus | RemoveStatus | Notify):
-                await self._tell(snapshot, action)
+        _raise_gravest(failures)
+        # Side by side: no plan is made of this workload meanwhile, and a pod may have drained.
+        telling = [action for action in plan.actions if isinstance(action, WriteStatus | RemoveStatus | Notify)]
+        _raise_gravest(
+            await asyncio.gather(*(self._tell(snapshot, action) for action in telling), return_exceptions=True)
+        )
 
     def note_terminating(self, uid: str) -> None:
         """Measure the time from the decision to release a pod to its deletion; called once that is known."""
         released_at = self._released_at.pop(uid, None)
         if released_at is not None:
             self._metrics.released_to_deleted.observe(self._clock() - released_at)
+
+    async def _publish_and_go_on(self, workload: WorkloadView, plan: Plan, chains: Sequence[Sequence[Action]]) -> None:
+        await self._publish(workload, plan)
+        failures = await asyncio.gather(*(self._chain(workload, chain) for chain in chains), return_exceptions=True)
+        _raise_gravest(failures)
 
     async def _publish(self, workload: WorkloadView, plan: Plan) -> None:
         for action in plan.actions:
@@ -253,7 +259,8 @@ def _chains(plan: Plan) -> tuple[list[list[Action]], list[list[Action]]]:
     )
 
 
-def _raise_gravest(failures: Sequence[BaseException]) -> None:
+def _raise_gravest(outcomes: Sequence[BaseException | None]) -> None:
+    failures = [outcome for outcome in outcomes if outcome is not None]
     for failure in failures:
         if not isinstance(failure, Exception):
             raise failure

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from demo.audit import Write
 from demo.history import Goal, Pod, PodEvent
@@ -65,6 +66,27 @@ def test_the_watch_gives_the_time_of_a_deletion_that_the_audit_log_lacks() -> No
     row = measure(recording(writes=()), SCALE_DOWN, 1000.0, "shop", "ebbtide-system")
     assert row.signal_p50_s is not None
     assert abs(row.signal_p50_s - 0.3) < 1e-6
+
+
+def test_a_pod_that_had_to_go_before_it_was_ready_is_told_apart() -> None:
+    started = Pod("p3", "orders-a", "t")
+    events = (
+        PodEvent(99.0, started),
+        PodEvent(101.0, replace(started, draining_since=101.0)),
+        # Ready at last, and told again: that is a signal like all others.
+        PodEvent(115.0, replace(started, ready=True)),
+        PodEvent(120.0, replace(started, ready=True, draining_since=120.0)),
+    )
+    marks = [Mark(kind=MarkKind.TOLD, pod="p3", at=at) for at in (113.5, 120.25)]
+    seen = recording()
+    seen = replace(seen, events=(*seen.events, *events), marks=(*seen.marks, *marks))
+    row = measure(seen, SCALE_DOWN, 1000.0, "shop", "ebbtide-system")
+    assert (row.signals, row.starting, row.starting_signal_s) == (2, 1, 12.5)
+    assert row.signal_p99_s is not None
+    assert abs(row.signal_p99_s - 0.4) < 1e-6
+    assert render([row]).splitlines()[-1] == (
+        "scale-down, orders-a: 1 pods had to go while they started; the last to know did after 12.5 s"
+    )
 
 
 def test_a_deployment_that_lost_nothing_and_got_there_is_kept() -> None:

@@ -76,12 +76,16 @@ class Stand:
         return None
 
     async def __aenter__(self) -> Any:
-        @web.middleware
-        async def seen(request: web.Request, handler: Any) -> web.StreamResponse:
-            return await (self._seen_as or _as_it_is)(request, handler)
+        def seen(handler: Any) -> Any:
+            async def handle(request: web.Request) -> web.StreamResponse:
+                answer: web.StreamResponse = await (self._seen_as or _as_it_is)(request, handler)
+                return answer
 
-        app = web.Application(middlewares=[seen])
-        app.add_routes(self.relay.routes())
+            return handle
+
+        # By hand: aiohttp keeps what its middlewares lead to, each test's stand with all that it holds, to the end.
+        app = web.Application()
+        app.add_routes([web.route(one.method, one.path, seen(one.handler)) for one in self.relay.routes()])
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()

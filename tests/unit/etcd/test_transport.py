@@ -151,7 +151,7 @@ def test_nobody_listens(fake: Fake) -> None:
 
 def test_a_silent_server_is_given_up(fake: Fake) -> None:
     fake.replies = "hang"
-    with EtcdClient([fake.url], timeout_s=0.3) as client:
+    with EtcdClient([fake.url], timeout_s=0.1) as client:
         with pytest.raises(TimeoutError) as raised:
             client.put("/a", b"1")
         assert isinstance(raised.value, TimedOut)
@@ -163,7 +163,7 @@ def test_a_silent_server_is_given_up(fake: Fake) -> None:
 
 def test_a_silent_server_leaves_time_for_the_next(fake: Fake, other: Fake) -> None:
     fake.replies = "hang"
-    with EtcdClient([fake.url, other.url], timeout_s=1.0) as client:
+    with EtcdClient([fake.url, other.url], timeout_s=0.5) as client:
         for _ in range(3):
             assert client.get("/a") is None
 

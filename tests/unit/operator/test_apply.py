@@ -159,6 +159,58 @@ async def test_a_release_does_not_wait_for_the_phase(scene: Scene) -> None:
     assert scene.recorder.writes == [("delete", "a"), ("phase",), ("order", "b")]
 
 
+async def test_an_order_does_not_wait_for_a_release(scene: Scene) -> None:
+    ordered = asyncio.Event()
+
+    async def delete_slowly(pod: PodView) -> None:
+        await ordered.wait()
+        scene.recorder.writes.append(("delete", pod.name))
+
+    async def send_order(namespace: str, uid: str, order: Order) -> None:
+        scene.recorder.writes.append(("order", uid))
+        ordered.set()
+
+    scene.recorder.delete_pod = delete_slowly  # type: ignore[method-assign]
+    scene.recorder.send_order = send_order  # type: ignore[method-assign]
+    async with asyncio.timeout(5):
+        await scene.apply(
+            Release(a_pod("a"), Outcome.CLEAN, ""), SendOrder(a_pod("b"), an_order()), WriteStatus({"phase": "Stable"})
+        )
+    assert scene.recorder.writes == [("order", "uid-b"), ("delete", "a"), ("status",)]
+
+
+async def test_what_failed_beside_a_release_is_told_once_both_are_done(scene: Scene) -> None:
+    scene.recorder.failing[("order", "b")] = Deposed("epoch 7")
+    scene.recorder.failing[("delete", "a")] = Conflict("gone")
+    with pytest.raises(Deposed):
+        await scene.apply(
+            Release(a_pod("a"), Outcome.CLEAN, ""),
+            SendOrder(a_pod("b"), an_order()),
+            SendOrder(a_pod("c"), an_order()),
+            WriteStatus({}),
+        )
+    assert scene.recorder.writes == [("order", "c")]
+
+
+async def test_the_status_does_not_wait_for_an_event(scene: Scene) -> None:
+    told = asyncio.Event()
+
+    async def post_slowly(workload: WorkloadView, reason: str, message: str, *, warning: bool) -> None:
+        await told.wait()
+        raise Conflict("the namespace is gone")
+
+    async def write_status(workload: WorkloadView, status: Mapping[str, object]) -> None:
+        scene.recorder.writes.append(("status",))
+        told.set()
+
+    scene.recorder.post_event = post_slowly  # type: ignore[method-assign]
+    scene.recorder.write_status = write_status  # type: ignore[method-assign]
+    with pytest.raises(Conflict):
+        async with asyncio.timeout(5):
+            await scene.apply(Notify("DrainStarted", ""), WriteStatus({"phase": "Stable"}))
+    assert scene.recorder.writes == [("status",)]
+
+
 async def test_without_its_phase_a_plan_goes_no_further(scene: Scene) -> None:
     scene.recorder.failing[("phase",)] = Deposed("epoch 7")
     with pytest.raises(Deposed):

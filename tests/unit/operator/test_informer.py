@@ -134,7 +134,8 @@ async def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) 
         await eventually(lambda: names_of(informer) == ["a"])
 
 
-async def test_a_server_that_refuses_is_asked_again() -> None:
+async def test_a_server_that_refuses_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST_RETRY_S", 0.01)
     fake = FakeApi()
     fake.put(pod_path("a"), a_pod("a"))
     refusals = iter([500, 429, 503])

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 
 from ebbtide.environment import DEFAULT_CANCEL_GRACE_S
 from ebbtide.errors import Refused
-from ebbtide.leaks.rules import missed
 from ebbtide.tasks.admission import DRAINING, WHY, Gate
 from ebbtide.tasks.counted import ended_as_usual
 from ebbtide.tasks.entries import EntryView, Live, ManagedTask, current_entry, error_of, kind_of, name_of, where
+from ebbtide.tasks.heartbeats import missed
 from ebbtide.tasks.limits import Limits
 from ebbtide.vocabulary import TASK_OUTCOMES
 

@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 from ebbtide.errors import Refused
 from ebbtide.stacks.frames import Step, caller
 from ebbtide.tasks.admission import Gate
+from ebbtide.tasks.agreement import must_agree
 from ebbtide.tasks.block import Block
 from ebbtide.tasks.cancelling import cancel_everywhere, cancel_here
 from ebbtide.tasks.counted import FEW, SAMPLED_EVERY_S, counted
@@ -145,7 +146,8 @@ class Scope(Parent):
         # In before it is asked for, and before the task exists: an eager task may have ended before it is returned.
         live[number] = None
         now = monotonic()
-        few = (held := len(live)) <= registry.gate.room
+        held = len(live)
+        few = held <= registry.gate.room
         admitted = False
         if registry.intake_open and self.gate.plain and (few or held <= registry.gate.max_tasks):
             bucket = registry.bucket
@@ -232,9 +234,10 @@ class Scope(Parent):
 
     def _ask(self, number: int, now: float) -> None:
         """Ask for the admission of an inserted entry; Refused: it is out again."""
-        if not self.registry.intake_open:
-            return self.registry.question(number, self)
-        return self.gate.admit(number, now, self)
+        if self.registry.intake_open:
+            self.gate.admit(number, now, self)
+        else:
+            self.registry.question(number, self)
 
     def end(self, item: Live, outcome: str) -> None:
         """Count the end of one of this scope's entries."""
@@ -322,7 +325,8 @@ class Scope(Parent):
         Call it in the loop's own thread. What this cancelled before is not cancelled again: a second cancel would break
         its cleanup off.
         """
-        cancel_here(self.registry, chosen := list(self._cancellable()), reason)
+        chosen = list(self._cancellable())
+        cancel_here(self.registry, chosen, reason)
         return len(chosen)
 
     def crashed(self, item: Live, error: BaseException | None) -> None:
@@ -384,17 +388,5 @@ def child_scope(
     if current_entry.get() != found.opened_by:
         found.opened_by = 0  # shared: it does not end with who happened to be the first to ask for it
     wanted_s = timeout_s if parent is None else tighter(timeout_s, parent.timeout_s)
-    if found.timeout_s != wanted_s:
-        raise ValueError(
-            f"scope {path}: timeout_s is {found.timeout_s} where it was made, and {wanted_s} here; "
-            "use one value, or another name"
-        )
-    if limits is not None and limits != found.gate.own_limits:
-        raise ValueError(f"scope {path}: it has other limits already; set its `limits` to change them")
-    for what, wanted, there in (
-        ("on_crash", on_crash, found.on_crash),
-        ("heartbeat_s", heartbeat_s, found.heartbeat_s),
-    ):
-        if wanted is not None and wanted != there:
-            raise ValueError(f"scope {path}: {what} is {there} where it was made, and {wanted} here")
+    must_agree(found, wanted_s, limits, on_crash, heartbeat_s)
     return found

@@ -31,7 +31,7 @@ FORKING = """
 
 def run(script: str) -> str:
     program = textwrap.dedent(FORKING) + textwrap.dedent(script)
-    # From 3.12 on Python warns of what is tested here.
+    # From 3.12 on Python warns whoever forks with threads running, which is what is tested here.
     command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", program]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert ran.returncode == 0, ran.stderr
