@@ -54,7 +54,7 @@ class Block(Entry):
         self.number = number = next(registry.numbers)
         self.started_at = now = monotonic()
         if now >= scope.next_sample_at:
-            scope.next_sample_at = now + SAMPLED_EVERY_S
+            scope.sampled_at, scope.next_sample_at = now, now + SAMPLED_EVERY_S
             self._sampled = True
         else:
             self._sampled = False

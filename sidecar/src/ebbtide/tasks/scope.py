@@ -52,7 +52,8 @@ class Scope(Parent):
         opened_at: Where it was made.
         registry: What is in flight.
         durations: Seconds that work of this scope took which finished lately.
-        next_sample_at: When the next task or block may begin that tells how long it took, monotonic seconds.
+        sampled_at: When the latest task or block began that tells how long it took, monotonic seconds.
+        next_sample_at: When the next such one may begin.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Scope(Parent):
         self.durations: deque[float] = deque(maxlen=REMEMBERED)
         self.gate: Gate = Gate(registry, limits or Limits(), registry.gate if parent is None else parent.gate, name)
         self.registry = registry
-        self.next_sample_at = 0.0
+        self.sampled_at = self.next_sample_at = 0.0
         self._parent = parent
         # Weak: names may be made up at run time.
         self._children: weakref.WeakValueDictionary[str, Scope] = weakref.WeakValueDictionary()
@@ -169,7 +170,7 @@ class Scope(Parent):
                     sampled_at = None
                     if now >= self.next_sample_at or held < FEW:
                         self.next_sample_at = now + SAMPLED_EVERY_S
-                        sampled_at = now
+                        self.sampled_at = sampled_at = now
                     running = counted(self, number, coroutine, sampled_at)
                     try:
                         if KNOWS_LOOP and context is None:
@@ -183,7 +184,9 @@ class Scope(Parent):
                     task.number = number
                     task.scope = self
                     task.meta = meta
-                    task.started_at = now
+                    task.started_at = (
+                        self.sampled_at
+                    )  # one number for those that start together: 32 bytes less
                     live[number] = task
                     return task
         try:
