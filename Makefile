@@ -38,6 +38,10 @@ lint: venv ## Format, lint, types, import contracts
 test-unit: venv ## Pure rules and what one process does: no cluster, under a minute
 	.venv/bin/pytest tests/unit
 
+.PHONY: test-pythons
+test-pythons: venv ## The library's unit tests on every other Python at hand, from 3.11 on (about 2 min; 1 more for environments the first time)
+	$(PY) -m tests.each_python
+
 .PHONY: test-contract
 test-contract: venv ## Real etcd processes, whole processes of the library, the rendered chart
 	.venv/bin/pytest tests/contract
@@ -71,8 +75,8 @@ soak: venv ## Spawn, cancel, drain, undrain for 5 minutes: memory and every cont
 bench: bench-library bench-restart bench-trend bench-store bench-rollout ## All figures below, each against the plain alternative in the same run
 
 .PHONY: bench-library
-bench-library: venv ## Goals G1 to G18 of the library on every Python at hand, each beside its target (about 5 min for each Python; PYTHONS=3.11: only that; GOALS=G8,G9: only those)
-	$(PY) -m tests.bench.goals --python "$(PYTHONS)" --only "$(GOALS)"
+bench-library: venv ## Goals G1 to G18 of the library on every Python at hand, each beside its target (about 5 min for each Python; PYTHONS=3.11: only that; GOALS=G8,G9: only those; DISTRIBUTIONS=1: as Debian and Ubuntu build them)
+	$(PY) -m tests.bench.goals --python "$(PYTHONS)" --only "$(GOALS)" $(if $(DISTRIBUTIONS),--distributions)
 
 .PHONY: bench-restart
 bench-restart: venv ## Requests that fail during rolling restarts: plain uvicorn, preStop sleep, ebbtide without and with preStop (about 8 min)

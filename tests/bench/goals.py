@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tests.bench.distributions import ROOT
 from tests.bench.figures import Figure
-from tests.bench.pythons import ROOT, Python, environment, furnished, pythons
+from tests.bench.pythons import Python, environment, furnished, pythons
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,13 @@ def figures_of(module: str) -> list[Figure] | str:
     return list(figures(**arguments))
 
 
+def runs_on(group: Group, python: Python, found: Sequence[Python]) -> bool:
+    """Say whether a group is measured on this Python; of two of a minor version that of `.venv` has what needs it."""
+    if group.home_only or not python.home:
+        return group.home_only == python.home
+    return all(other is python or other.minor != python.minor for other in found)
+
+
 def collect(found: Sequence[Python], groups: Sequence[Group], tell: Callable[[str], None]) -> list[Row]:
     """Measure every group on every Python that it runs on."""
     rows: list[Row] = []
@@ -175,7 +183,7 @@ def collect(found: Sequence[Python], groups: Sequence[Group], tell: Callable[[st
         program, about = furnished(python)
         tell(f"== Python {python.version}, {about}")
         for group in groups:
-            if group.home_only and not python.home:
+            if not runs_on(group, python, found):
                 continue
             began_at = time.monotonic()
             # Etcd, aiohttp and the rest are in `.venv`; the peers of the hot path are not.
@@ -215,21 +223,29 @@ BEGIN, END = "<!-- goals: begin -->\n", "<!-- goals: end -->\n"
 
 
 def page_with(page: str, rows: Sequence[Row], machine: str) -> str:
-    """Return a page with the table between its marks made anew.
+    """Return a page with the table between its marks made anew for the goals and Pythons of these rows; others stay.
 
     Raises:
         ValueError: It has no marks.
     """
     head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    old, end, tail = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the page needs the lines {BEGIN.strip()} and {END.strip()}")
-    lines = [machine, "", "| goal | what | Python | measured | target | |", "| --- | --- | --- | ---: | ---: | --- |"]
+    measured_now = {(row.goal, row.python) for row in rows}
+    cells_of = [[cell.strip() for cell in line.split("|")] for line in old.splitlines() if line.startswith("| G")]
+    stay = [cells for cells in cells_of if (cells[1], cells[3]) not in measured_now]
+    lines = []
     for row in rows:
         goal, python, measured, target, verdict, what = (cell.replace("|", "/") for cell in row.cells)
         shown = f"**{verdict}**" if verdict == "MISSED" else verdict.lower()
-        lines.append(f"| {goal} | {MEANING[goal]}: {what} | {python} | {measured} | {target} | {shown} |")
-    return head + begin + "\n".join(lines) + "\n" + end + tail
+        lines.append(
+            (order_of(row), f"| {goal} | {MEANING[goal]}: {what} | {python} | {measured} | {target} | {shown} |")
+        )
+    lines += [(order_of(Row(cells[3], cells[1])), " | ".join(cells).strip()) for cells in stay]
+    top = [machine, "", "| goal | what | Python | measured | target | |", "| --- | --- | --- | ---: | ---: | --- |"]
+    table_lines = [line for _, line in sorted(lines, key=lambda each: each[0])]
+    return head + begin + "\n".join([*top, *table_lines]) + "\n" + end + tail
 
 
 def machine() -> str:
@@ -252,7 +268,10 @@ def main() -> int:
     parser.add_argument("--group", help="measure one group here and print its figures as JSON")
     parser.add_argument("--only", default="", help="goals or groups, separated by commas: G8,zoo_goals")
     parser.add_argument("--python", default="", help="minor versions, separated by commas: 3.11,3.13")
-    parser.add_argument("--write", type=Path, help="a page whose table is made anew")
+    parser.add_argument(
+        "--distributions", action="store_true", help="on Pythons as Debian and Ubuntu build them, before all others"
+    )
+    parser.add_argument("--write", type=Path, help="a page whose table is made anew, in these rows")
     chosen = parser.parse_args()
     if chosen.group:
         found = figures_of(chosen.group)
@@ -261,8 +280,12 @@ def main() -> int:
     only = set(filter(None, chosen.only.split(",")))
     groups = [group for group in GROUPS if not only or only & {group.module, *group.goals}]
     wanted = set(filter(None, chosen.python.split(",")))
-    on = [python for python in pythons() if not wanted or "{}.{}".format(*python.minor) in wanted]
-    about_s = sum(group.about_s for python in on for group in groups if python.home or not group.home_only)
+    on = [
+        python
+        for python in pythons(distributions=chosen.distributions)
+        if not wanted or "{}.{}".format(*python.minor) in wanted
+    ]
+    about_s = sum(group.about_s for python in on for group in groups if runs_on(group, python, on))
     _say(f"{len(groups)} groups on Python {', '.join(python.version for python in on)}: about {about_s / 60:.0f} min")
     rows = sorted(collect(on, groups, _say), key=order_of)
     if rows:

@@ -1,4 +1,4 @@
-"""The Pythons that the library's benchmarks run on: those of pyenv and PATH, with uvloop and aiojobs if possible."""
+"""The Pythons that the library's benchmarks run on, each with what the library is measured against."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.bench.distributions import ROOT, distributed
+
 CACHE = ROOT / ".cache" / "bench-pythons"
 PACKAGES = ("aiojobs==1.4.0", "uvloop==0.23.0")
 OLDEST = (3, 11)
@@ -42,26 +43,31 @@ class Python:
         return int(major), int(minor)
 
 
-def candidates() -> list[Path]:
-    """Return where interpreters may be: what runs this first, then pyenv's, the newest first, then those on PATH."""
+def candidates(*, distributions: bool = False) -> list[Path]:
+    """Return where interpreters may be: what runs this first, then pyenv's, the newest first, then those on PATH.
+
+    With distributions theirs and the system's come before pyenv's.
+    """
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     mine = sorted(pyenv.glob("3.*/bin/python"), key=lambda path: _parts(path.parents[1].name), reverse=True)
     names = [f"python3.{minor}" for minor in range(OLDEST[1], NEWEST_TRIED)] + ["python3"]
     on_path = [Path(found) for name in names if (found := shutil.which(name))]
-    return [Path(sys.executable), *mine, *on_path]
+    built = [*distributed(), *Path("/usr/bin").glob("python3.*[0-9]")] if distributions else []
+    return [Path(sys.executable), *built, *mine, *on_path]
 
 
 def _parts(version: str) -> list[int]:
     return [int(part) for part in version.split(".") if part.isdecimal()]
 
 
-def usable(found: Iterable[tuple[Path, str]]) -> list[Python]:
+def usable(found: Iterable[tuple[Path, str]], *, apart: bool = False) -> list[Python]:
     """Return one interpreter for each minor version that the library supports, the oldest version first.
 
     Args:
         found: Interpreters and what they say of themselves, the preferred first; the very first is that of `.venv`.
+        apart: Whether that of `.venv` stands beside another of its minor version, and not for it.
     """
-    chosen: dict[tuple[int, int], Python] = {}
+    chosen: dict[tuple[tuple[int, int], bool], Python] = {}
     for place, (program, said) in enumerate(found):
         implementation, _, rest = said.partition(" ")
         version = rest.partition(" ")[0]
@@ -69,13 +75,14 @@ def usable(found: Iterable[tuple[Path, str]]) -> list[Python]:
             continue
         python = Python(program, version, home=place == 0)
         if python.minor >= OLDEST:
-            chosen.setdefault(python.minor, python)
-    return [chosen[minor] for minor in sorted(chosen)]
+            chosen.setdefault((python.minor, apart and python.home), python)
+    return [chosen[key] for key in sorted(chosen)]
 
 
-def pythons() -> list[Python]:
-    """Return the interpreters of this machine, this one among them."""
-    return usable((program, said) for program in candidates() if (said := _ask(program)) is not None)
+def pythons(*, distributions: bool = False) -> list[Python]:
+    """Return the interpreters at hand, this one among them; with distributions theirs, where they can be had."""
+    found = candidates(distributions=distributions)
+    return usable(((program, said) for program in found if (said := _ask(program)) is not None), apart=distributions)
 
 
 def _ask(program: Path) -> str | None:
@@ -98,9 +105,10 @@ def furnished(python: Python) -> tuple[Path, str]:
     if stamp.exists() and stamp.read_text() == wanted:
         return program, f"with {' and '.join(PACKAGES)} from {folder.relative_to(ROOT)}"
     shutil.rmtree(folder, ignore_errors=True)
-    pip = [str(program), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
+    # By the pip of this interpreter: a distribution's has none.
+    pip = [sys.executable, "-m", "pip", "--python", str(program), "install", "--quiet", *PACKAGES]
     try:
-        for command in ([str(python.program), "-m", "venv", str(folder)], pip):
+        for command in ([str(python.program), "-m", "venv", "--without-pip", str(folder)], pip):
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE_S)
     except (OSError, subprocess.SubprocessError) as error:
         shutil.rmtree(folder, ignore_errors=True)

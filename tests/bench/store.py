@@ -64,6 +64,11 @@ class Bench:
         watching = await self._relay.ask("usage")
         watch_share = await self._share(watched_s / 2)
         await self._pods.ask("report")
+        wave = await self._relay.ask("usage")
+        reporting = wave
+        while reporting["connections"] > reporting["watches"] and not by_request:
+            await asyncio.sleep(0.5)
+            reporting = await self._relay.ask("usage")
         await asyncio.sleep(SETTLE_S)
         reporting = await self._relay.ask("usage")
         if not by_request:
@@ -71,7 +76,9 @@ class Bench:
         share = await self._share(watched_s)
         each_kib = [(usage["rss_kib"] - empty["rss_kib"]) / idle for usage in (watching, reporting)]
         print(f"relay memory per pod, {idle} pods: {each_kib[0]:.0f} KiB for its watch (target 60),", end=" ")
-        print(f"{each_kib[1]:.0f} KiB once all have reported, by a second connection each")
+        print(f"{each_kib[1]:.0f} KiB once all have reported by a second connection each (target 60);")
+        wave_kib = (wave["rss_kib"] - empty["rss_kib"]) / wave["connections"]
+        print(f"  {wave_kib:.0f} KiB for each connection while {wave['connections']} of these were open")
         print(f"relay CPU with {idle} quiet pods, of one core: {watch_share} for watches,", end=" ")
         how = "a request every 8 to 10 s" if by_request else "a beat every 24 to 30 s"
         print(f"{share} where each keeps a lease by {how} (target 1 %)")

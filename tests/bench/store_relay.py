@@ -110,9 +110,17 @@ class RelayProcess:
         return revision
 
     async def usage(self) -> Any:
-        """Return this process's memory and CPU time, and how many watches pods hold."""
+        """Return this process's memory and CPU time, how many connections are open, and how many are watches."""
         watches = self._metrics.registry.get_sample_value("ebbtide_relay_connections")
-        return {"rss_kib": resident_kib(), "cpu_s": time.process_time(), "watches": watches}
+        (runner,) = self._server._runners
+        assert runner.server is not None
+        connections = len(runner.server.connections)
+        return {
+            "rss_kib": resident_kib(),
+            "cpu_s": time.process_time(),
+            "connections": connections,
+            "watches": watches,
+        }
 
 
 def resident_kib() -> int:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ebbtide.etcd import EtcdClient, Overloaded
+from ebbtide.etcd import EtcdClient, EtcdError, Overloaded
 from tests.contract.counting import Count, OwnWriter, Reader, Writer, settle, told
 from tests.contract.member import Member, three
 from tests.contract.proxy import Proxy
@@ -154,6 +154,13 @@ async def full(scene: Scene) -> float:
     return time.monotonic()
 
 
+async def no_room(scene: Scene) -> float:
+    """The disk is full: etcd ends at the first write that takes more room, and starts once there is some."""
+    await asyncio.to_thread(crowd, scene.member)
+    await asyncio.to_thread(scene.member.start)
+    return time.monotonic()
+
+
 @dataclass(frozen=True)
 class Fault:
     """What happens, and where.
@@ -165,6 +172,7 @@ class Fault:
         clustered: There are three members.
         credentials: Who everybody logs in as.
         flags: Further flags of etcd.
+        disk_mib: Its data have a disk of their own, of this size; 0: not.
     """
 
     harm: Callable[[Scene], Awaitable[float]]
@@ -173,9 +181,11 @@ class Fault:
     clustered: bool = False
     credentials: dict[str, str] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    disk_mib: int = 0
 
 
 SILENT = f"silent connections, others write: noticed after {INACTIVITY_S:g} s"
+NO_ROOM = "disk full: etcd ends, restart with room"
 FAULTS = {
     "SIGKILL, restart with data": Fault(killed),
     "SIGKILL, every login forgotten": Fault(
@@ -189,6 +199,7 @@ FAULTS = {
     "silent connections, own writes": Fault(silent_for_us, proxied=True, own=True),
     SILENT: Fault(silent, proxied=True),
     "database full": Fault(full, flags=(f"--quota-backend-bytes={16 * MIB}",)),
+    NO_ROOM: Fault(no_room, disk_mib=256),
     "leader of three members killed": Fault(deposed, clustered=True),
 }
 
@@ -224,6 +235,8 @@ async def scene_of(adapter: Any, fault: Fault) -> AsyncIterator[Scene]:
     members = three(*flags) if fault.clustered else [Member(*flags)]
     try:
         for member in members:
+            if fault.disk_mib:
+                member.confine(fault.disk_mib)
             member.launch()
         for member in members:
             await asyncio.to_thread(member.wait)
@@ -254,6 +267,16 @@ def fill(url: str) -> None:
         for number in range(64):
             client.put(f"/ballast/{number}", b"x" * MIB)
         raise AssertionError("there is no quota")
+
+
+def crowd(member: Member) -> None:
+    """Fill its disk, and write until it ends of that."""
+    with EtcdClient([member.url], timeout_s=1) as client, member.full_disk():
+        deadline = time.monotonic() + 20
+        while member.running and time.monotonic() < deadline:
+            with contextlib.suppress(EtcdError):
+                client.put("/ballast", b"x" * 65536)
+        assert not member.running, "there was room"
 
 
 def empty(url: str) -> None:

@@ -1,7 +1,9 @@
 """One real etcd process on loopback that a test may kill, freeze and start again."""
 
 import contextlib
+import functools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -26,6 +29,36 @@ def program() -> str:
 def control_program() -> str:
     """Return etcdctl's executable: EBBTIDE_ETCDCTL, or the one beside etcd."""
     return os.environ.get("EBBTIDE_ETCDCTL") or str(Path(program()).with_name("etcdctl"))
+
+
+BEFORE_3_5 = {
+    "--watch-progress-notify-interval": "--experimental-watch-progress-notify-interval",
+    "--unsafe-no-fsync": "",
+}
+"""What flags are called there; empty: there is none."""
+
+
+def fitting(version: tuple[int, int], flags: Iterable[str]) -> list[str]:
+    """Return flags as an etcd of a version (major, minor) knows them, without those that it does not."""
+    if version >= (3, 5):
+        return list(flags)
+    parted = [flag.partition("=") for flag in flags]
+    return [BEFORE_3_5.get(name, name) + sign + value for name, sign, value in parted if BEFORE_3_5.get(name, name)]
+
+
+@functools.cache
+def version_of(path: str) -> tuple[int, int]:
+    """Return what an executable of etcd says of itself: major, minor."""
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"etcd Version: (\d+)\.(\d+)", said)
+    assert found is not None, said
+    return int(found[1]), int(found[2])
+
+
+def may_mount() -> bool:
+    """Say whether this process may mount, which root may where nobody took that away."""
+    tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
+    return tried.returncode == 0
 
 
 _given: set[int] = set()
@@ -60,8 +93,8 @@ class Member:
         self.url = f"{scheme}://127.0.0.1:{self.port}"
         self._metrics = free_port()
         peers = peers or {name: f"http://127.0.0.1:{free_port()}"}
-        self._command = [
-            program(),
+        executable = program()
+        options = [
             f"--name={name}",
             f"--listen-client-urls={self.url}",
             f"--advertise-client-urls={self.url}",
@@ -74,8 +107,10 @@ class Member:
             "--unsafe-no-fsync",
             *flags,
         ]
+        self._command = [executable, *fitting(version_of(executable), options)]
         self._process: subprocess.Popen[bytes] | None = None
         self._log = (self.folder / "log").open("ab")
+        self._disk: Path | None = None
 
     def start(self) -> None:
         self.launch()
@@ -115,6 +150,31 @@ class Member:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
+    def confine(self, mib: int) -> None:
+        """Give its data a disk of their own, of so many MiB, before the first start.
+
+        Raises:
+            subprocess.CalledProcessError: This process may not mount.
+        """
+        data = self.folder / "data"
+        data.mkdir(mode=0o700)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=700", "ebbtide-etcd", str(data)]
+        subprocess.run(command, check=True, capture_output=True)
+        self._disk = data
+
+    @contextlib.contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """Leave no room on the disk that it was confined to while the block runs."""
+        assert self._disk is not None
+        ballast = self._disk / "ballast"
+        try:
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(65536))
+            yield
+        finally:
+            ballast.unlink()
+
     def wipe(self, *, token: str = "") -> None:
         """Lose the data, as an emptyDir does; only while it is killed.
 
@@ -146,6 +206,8 @@ class Member:
             self.thaw()
             self.kill()
         self._log.close()
+        if self._disk is not None:
+            subprocess.run(["umount", str(self._disk)], check=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -77,6 +77,8 @@ class Pod:
         """Start it, and wait until it is heard and hears."""
         self.agent.start()
         wait_until(lambda: self.agent.connected and self.stored is not None)
+        # A first try may have failed; what is stored is known here before the agent has heard so.
+        wait_until(lambda: "put" in self.client.writes and not self.agent._unheard)
         return self
 
     def turn(self, state: PodState) -> None:
@@ -346,4 +348,6 @@ def test_a_final_report_that_cannot_be_written_is_given_up_in_time(
     assert not pod.agent.finish(0.5)
     took_s = time.monotonic() - asked_at
     etcd.kill()
-    assert 0.5 <= took_s < 5  # not the limit of the call that hangs, which is 10 s
+    assert took_s < 5  # not the limit of the call that hangs, which is 10 s
+    # What died is known to be away; what froze may answer yet.
+    assert harm is Member.kill or took_s >= 0.5

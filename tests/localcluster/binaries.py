@@ -5,14 +5,13 @@ import hashlib
 import json
 import os
 import platform
-import re
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.localcluster import go
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.locks import exclusive
 from tests.localcluster.progress import duration, say, step
@@ -92,7 +91,7 @@ def path(program: str) -> Path:
         program: for example `kubectl`, `etcd`, `helm`, `containerd`.
 
     Raises:
-        ClusterError: no such program, Go is missing or too old, or the compiler failed.
+        ClusterError: no such program, no Go at hand nor to be fetched, or the compiler failed.
     """
     if program not in _MODULE_OF:
         raise ClusterError(f"no program {program!r}; there are {', '.join(sorted(_MODULE_OF))}")
@@ -136,75 +135,31 @@ def folder(module: Module) -> Path:
     target = cache_root() / key(module)
     if target.is_dir():
         return target
-    check_go(module)
+    compiler = go.program(module.source, cache_root().parent / "go")
     # One build at a time over all modules: two linkers at once need more memory than small machines have.
     with exclusive(cache_root() / ".lock", f"another build (wanted: {module.name})"):
         if target.is_dir():
             return target
         with step(f"compiling {module.name} (about {duration(module.cold_s)} on 2 cores, once)"):
-            _compile(module, target)
+            _compile(module, target, compiler)
     return target
 
 
-def _compile(module: Module, target: Path) -> None:
+def _compile(module: Module, target: Path, compiler: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         output = Path(temporary) / "out"
         output.mkdir()
         for program, package in module.packages.items():
-            command = ["go", "build", "-trimpath", "-ldflags", module.ldflags, "-o", str(output / program), package]
+            options = ["-trimpath", "-ldflags", module.ldflags, "-o", str(output / program)]
+            command = [str(compiler), "build", *options, package]
             done = subprocess.run(
-                command, cwd=module.source, env=_go_environment(), capture_output=True, text=True, check=False
+                command, cwd=module.source, env=go.environment(), capture_output=True, text=True, check=False
             )
             if done.returncode:
                 raise ClusterError(f"compiling {program} failed ({' '.join(command)}):\n{done.stderr[-4000:]}")
         for link in module.links:
             (output / link).symlink_to(next(iter(module.packages)))
         output.rename(target)
-
-
-def _go_environment() -> dict[str, str]:
-    # The caller's flags and workspace must not change what the content hash stands for.
-    return {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
-
-
-def check_go(module: Module) -> None:
-    """Check that the Go compiler is there and new enough for a module.
-
-    Raises:
-        ClusterError: it is not; the message names the version and where to get it.
-    """
-    needed = required_go((module.source / "go.mod").read_text())
-    fix = f"install Go {needed} or newer (https://go.dev/dl/) and put it on PATH"
-    if shutil.which("go") is None:
-        raise ClusterError(f"compiling {module.name} needs Go, and there is no `go` on PATH: {fix}")
-    # Asked in the module's folder, a Go that may fetch newer toolchains answers with the one it will use.
-    asked = subprocess.run(
-        ["go", "env", "GOVERSION"],
-        cwd=module.source,
-        env=_go_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if asked.returncode:
-        raise ClusterError(f"{asked.stderr.strip()}: {fix}")
-    found = asked.stdout.strip().removeprefix("go")
-    if version(found) < version(needed):
-        raise ClusterError(f"compiling {module.name} needs Go {needed}, and `go` on PATH is {found}: {fix}")
-
-
-def required_go(go_mod: str) -> str:
-    """Return the version in the `go` line of a go.mod."""
-    found = re.search(r"^go (\S+)$", go_mod, re.MULTILINE)
-    if found is None:
-        raise ClusterError("go.mod has no `go` line; add one with the oldest Go version that builds it")
-    return found[1]
-
-
-def version(text: str) -> tuple[int, ...]:
-    """Parse `1.26`, `1.26.8` or `1.27rc1` so that they compare; what follows the numbers does not count."""
-    found = re.match(r"\d+(\.\d+)*", text)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
 def _platform() -> tuple[str, str]:

@@ -19,11 +19,12 @@ from tests.bench.goals import (
     order_of,
     page_with,
     rows_of,
+    runs_on,
     status,
     summary,
     table,
 )
-from tests.bench.pythons import usable
+from tests.bench.pythons import Python, usable
 
 GROUP = Group("a_group", ("G1", "G2"), 1)
 MET, MISSED = Figure("G1", "of a bench", 1.0, "ms", 2.0), Figure("G2", "of a bench", 3.0, "ms", 2.0)
@@ -108,6 +109,12 @@ def test_writes_the_table_between_the_marks_and_leaves_the_rest() -> None:
     assert "**MISSED**" in written
     assert "old" not in written
     assert page_with(written, [], "x").count("goals: begin") == 1
+    other = [Row("3.9.1", "G2", MET), Row("3.11.7", "G1", MISSED)]
+    again = page_with(written, other, "another machine").splitlines()
+    rows = [line.split(" | ") for line in again if line.startswith("| G")]
+    assert [(row[0], row[2]) for row in rows] == [("| G1", "3.11.7"), ("| G2", "3.9.1"), ("| G2", "3.11.7")]
+    assert next(line for line in again if line.startswith("| G1")).endswith("**MISSED** |"), "measured anew"
+    assert page_with("\n".join(again), [], "another machine").splitlines() == again
     with pytest.raises(ValueError, match="needs the lines"):
         page_with("no marks", [], "a machine")
 
@@ -128,3 +135,15 @@ def test_takes_one_interpreter_for_each_supported_version_the_preferred_first() 
         ("/venv", True),
         ("/pyenv/3.13", False),
     ]
+
+
+def test_the_tests_own_interpreter_measures_only_what_needs_it_where_a_distribution_has_its_like() -> None:
+    said = [(Path("/venv"), "CPython 3.11.7 /pyenv"), (Path("/usr/bin/python3.11"), "CPython 3.11.2 /usr")]
+    assert [python.version for python in usable(said)] == ["3.11.7"]
+    found = usable(said, apart=True)
+    assert [python.version for python in found] == ["3.11.2", "3.11.7"]
+    with_etcd = Group("another_group", ("G3",), 1, home_only=True)
+    for group, version in ((GROUP, "3.11.2"), (with_etcd, "3.11.7")):
+        assert [python.version for python in found if runs_on(group, python, found)] == [version]
+    alone = Python(Path("/venv"), "3.11.7", home=True)
+    assert runs_on(GROUP, alone, [alone])

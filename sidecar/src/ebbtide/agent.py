@@ -41,6 +41,10 @@ LOAD_PERIOD_S = 1.0
 """Least time between two reports that differ in the number of tasks alone."""
 RETRY_LEAST_S = 0.1
 RETRY_MOST_S = 5.0
+FINISH_S = 0.5
+"""Longest that the end of a process waits for its final report."""
+AWAY_S = 0.1
+"""The same where nobody hears this process: one try, and no drain takes longer for a store that is away."""
 
 
 class Agent:
@@ -80,6 +84,7 @@ class Agent:
         self._edge = True
         self._reported = 0
         self._ending = ""
+        self._unheard = False
         self._phase_revision = 0
         self._stable = True
         self._sequence = 0
@@ -107,9 +112,14 @@ class Agent:
             self._edge = True
             self._wake.notify_all()
 
-    def finish(self, timeout_s: float) -> bool:
-        """Write the final report, which outlives the lease, and stop; False where that took longer than `timeout_s`."""
-        return self._end("final", timeout_s)
+    def finish(self, timeout_s: float = FINISH_S) -> bool:
+        """Write the final report, which outlives the lease, and stop.
+
+        Returns:
+            False where that took longer than `timeout_s` seconds; where nobody hears this process, 0.1 s at most.
+        """
+        heard = self.connected and not self._unheard
+        return self._end("final", timeout_s if heard else min(timeout_s, AWAY_S))
 
     def retire(self, timeout_s: float) -> bool:
         """Stop without a final report: another process of the pod writes the next one.
@@ -188,11 +198,13 @@ class Agent:
                     written_at = time.monotonic()
             except Exception as error:  # noqa: BLE001 (a defect of ours must not silence the process either)
                 failures += 1
+                self._unheard = True
                 self._pause(failures, error)
                 continue
             if failures:
                 logger.info("ebbtide: the operator hears this process again")
             failures = 0
+            self._unheard = False
             if kind == "final":
                 self._finished.set()
                 return

@@ -254,7 +254,7 @@ class Report(_Record):
     phase_revision: int = 0
     """Modification revision of the workload's phase record that this report answers."""
     drain: Mapping[str, Any] | None = None
-    """Once drained: how that went, for people (`drainreport.py`); at most `MOST_DRAIN_BYTES`."""
+    """Once drained: how that went, for people (`lifecycle/drainreport.py`); at most `MOST_DRAIN_BYTES`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

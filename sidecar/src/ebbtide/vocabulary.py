@@ -19,7 +19,7 @@ class Desired(StrEnum):
 
 
 class PodState(StrEnum):
-    """Where a pod stands on the way from its start to its end (`machine.py` has the rules)."""
+    """Where a pod stands on the way from its start to its end (`lifecycle/machine.py` has the rules)."""
 
     STARTING = "Starting"
     SERVING = "Serving"

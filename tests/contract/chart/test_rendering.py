@@ -481,8 +481,8 @@ def test_the_service_monitor_finds_both_metrics_services_and_keeps_our_labels() 
 
 def test_the_alerts_arrive_as_they_were_generated_with_prometheus_placeholders_in_place() -> None:
     spec = only(render(ALL_MONITORING), "PrometheusRule")["spec"]
-    assert spec == {"groups": [{"name": "ebbtide-tasks", "rules": alerts.rules()}]}
-    assert "{{ $labels.pod }}" in spec["groups"][0]["rules"][0]["annotations"]["summary"]
+    assert spec == {"groups": [{"name": name, "rules": alerts.rules(group)} for name, group in alerts.GROUPS.items()]}
+    assert "{{ $labels.pod }}" in spec["groups"][0]["rules"][1]["annotations"]["summary"]
 
 
 def test_the_dashboard_arrives_as_it_was_generated() -> None:

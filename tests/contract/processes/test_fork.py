@@ -31,7 +31,9 @@ FORKING = """
 
 def run(script: str) -> str:
     program = textwrap.dedent(FORKING) + textwrap.dedent(script)
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    # From 3.12 on Python warns whoever forks with threads running, which is what is tested here.
+    command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", program]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout + ran.stderr
 

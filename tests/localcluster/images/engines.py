@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Protocol
 
-from tests.localcluster import binaries, kind, packages
+from tests.localcluster import go, kind, packages
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.images import debian
 from tests.localcluster.images.commands import run
@@ -83,7 +83,7 @@ class Docker:
     def _platform(self, reference: str) -> list[str]:
         """Choose the platform that was pulled, where the engine keeps the list of all: kind loads no part of one."""
         api = run(["docker", "version", "--format", "{{.Client.APIVersion}}"])
-        if binaries.version(api) < _SAVES_A_PLATFORM:
+        if go.version(api) < _SAVES_A_PLATFORM:
             return []
         found = run(["docker", "image", "inspect", "--format", "{{.Os}}/{{.Architecture}}", reference])
         return ["--platform", found.strip()]

@@ -16,6 +16,7 @@ from ebbtide.etcd.wire import Failure
         (400, 3, "etcdserver: revision of auth store is old", errors.Unauthenticated),
         (403, 7, "etcdserver: permission denied", errors.PermissionDenied),
         (200, 14, "rpc error: code = PermissionDenied desc = etcdserver: permission denied", errors.PermissionDenied),
+        (500, 2, "auth: permission denied", errors.PermissionDenied),
         (404, 5, "etcdserver: requested lease not found", errors.LeaseNotFound),
         (404, 5, "Not Found", errors.GatewayDisabled),
         (404, 0, "404 page not found", errors.GatewayDisabled),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ebbtide
-from ebbtide.leaks.rules import MISSED_BEATS, missed
+from ebbtide.tasks.heartbeats import MISSED_BEATS, missed
 from tests.unit.library.runtimes import a_runtime, until
 
 

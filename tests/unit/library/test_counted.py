@@ -107,7 +107,7 @@ async def ended(ends: Sequence[str]) -> Registry:
 def test_an_end_is_counted_once_and_as_what_it_was(crowd: int, ends: list[str]) -> None:
     logging.disable(logging.CRITICAL)
     try:
-        with mock.patch("ebbtide.tasks.scope.CROWD", crowd), mock.patch("ebbtide.tasks.starting.CROWD", crowd):
+        with mock.patch("ebbtide.tasks.admission.CROWD", crowd), mock.patch("ebbtide.tasks.starting.CROWD", crowd):
             registry = asyncio.run(ended(ends))
     finally:
         logging.disable(logging.NOTSET)

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebbtide.leaks.rules import MISSED_BEATS, Kind, Rule, Sight, Thresholds, judge, usual_s
+from ebbtide.leaks.rules import Kind, Rule, Sight, Thresholds, judge, usual_s
+from ebbtide.tasks.heartbeats import MISSED_BEATS
 
 seconds = st.floats(0, 1e7)
 some_seconds = st.none() | seconds

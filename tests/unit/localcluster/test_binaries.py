@@ -1,11 +1,10 @@
-import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.localcluster import binaries
+from tests.localcluster import binaries, go
 from tests.localcluster.binaries import Module
 from tests.localcluster.errors import ClusterError
 
@@ -38,24 +37,12 @@ def test_the_border_between_parameters_counts(left: str, middle: str, right: str
 def test_every_program_has_a_pinned_module() -> None:
     for module in (*binaries.MODULES, binaries.KIND):
         assert (module.source / "go.sum").stat().st_size > 0
-        assert binaries.required_go((module.source / "go.mod").read_text()) >= "1.26"
+        assert go.required((module.source / "go.mod").read_text()) >= "1.26"
 
 
 def test_an_unknown_program_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ClusterError, match="kubectl"):
         binaries.path("kubeadm")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("1.26", (1, 26)), ("1.26.8", (1, 26, 8)), ("1.27rc1", (1, 27)), ("devel", ()), ("1.9 X:boring", (1, 9))],
-)
-def test_reads_versions_of_go(text: str, expected: tuple[int, ...]) -> None:
-    assert binaries.version(text) == expected
-
-
-def test_versions_compare_by_number() -> None:
-    assert binaries.version("1.9") < binaries.version("1.26.0") < binaries.version("1.26.8") < binaries.version("1.100")
 
 
 GO = """#!/bin/sh
@@ -121,16 +108,3 @@ def test_a_failed_compilation_leaves_nothing_behind(compiler: Compiler, tmp_path
     with pytest.raises(ClusterError, match="compiling tool failed"):
         binaries.folder(_module())
     assert [entry.name for entry in binaries.cache_root().iterdir()] == [".lock"]
-
-
-def test_a_missing_go_is_named_with_its_fix(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", os.devnull)
-    with pytest.raises(ClusterError, match=r"no `go` on PATH: install Go 1\.26\.0 or newer"):
-        binaries.folder(_module())
-
-
-def test_an_old_go_is_named_with_its_fix(compiler: Compiler) -> None:
-    compiler.install(version="1.19.8")
-    with pytest.raises(ClusterError, match=r"is 1\.19\.8: install Go 1\.26\.0 or newer"):
-        binaries.folder(_module())
-    assert compiler.builds() == []

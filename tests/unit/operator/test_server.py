@@ -12,6 +12,7 @@ from aiohttp import web
 
 from ebbtide_operator.cluster.authority import Leaf, Pair, make_authority, make_leaf
 from ebbtide_operator.metrics import Metrics
+from ebbtide_operator.serve import memory
 from ebbtide_operator.serve.app import Server
 
 pytestmark = pytest.mark.both_loops
@@ -115,6 +116,31 @@ async def test_a_connection_with_tls_takes_little_memory(
 
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def test_what_many_connections_left_is_given_back(
+    scene: Scene, tls: ssl.SSLContext, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmed = asyncio.Event()
+    monkeypatch.setattr(memory, "trim", trimmed.set)
+    monkeypatch.setattr(memory, "LOOK_S", 0.05)
+    port = await scene.server.start_secure([], tls, 0, "127.0.0.1")
+
+    def connect() -> ssl.SSLSocket:
+        return trusting.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost")
+
+    held = await asyncio.to_thread(lambda: [connect() for _ in range(memory.LEAST)])
+    served = scene.server._runners[0].server
+    assert served is not None
+    async with asyncio.timeout(20):
+        while len(served.connections) < len(held):  # noqa: ASYNC110 (the kernel brings it about)
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(2 * memory.LOOK_S)
+    assert not trimmed.is_set()
+    for sock in held:
+        sock.close()
+    async with asyncio.timeout(20):
+        await trimmed.wait()
 
 
 async def test_the_kernel_holds_little_for_a_connection_that_is_not_read(

@@ -223,6 +223,29 @@ async def test_what_is_wrong_with_an_answer_is_told_to_whoever_opened_the_connec
     await until(lambda: stand.told == [11])
 
 
+async def test_a_login_that_was_forgotten_is_renewed_without_a_pause_and_refused_again_with_one(
+    stand: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    def paused(*_: object) -> float:
+        pauses.append(0.0)
+        return 0.0
+
+    monkeypatch.setattr("ebbtide_operator.store.following.Backoff.next_s", paused)
+    paused_before: list[int] = []
+    for number, failure in enumerate((Unavailable("broken"), None, None, Unavailable("broken"), None), 1):
+        connection = await stand.opened(number)
+        paused_before.append(len(pauses))
+        if failure is None:
+            connection.refuse("etcdserver: invalid auth token")
+        else:
+            connection.fail(failure)
+    (await stand.opened(6)).confirm(10)
+    await until(lambda: stand.follower.watching)
+    assert [*paused_before, len(pauses)] == [0, 1, 1, 2, 3, 3]
+
+
 async def test_a_mistake_of_ours_is_not_swallowed() -> None:
     stand = Stand()
     task = asyncio.create_task(stand.run())

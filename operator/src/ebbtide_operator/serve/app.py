@@ -12,6 +12,7 @@ from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
 from ebbtide_operator.metrics import Metrics
+from ebbtide_operator.serve import memory
 from ebbtide_operator.serve.newcomers import Newcomers
 
 MAX_BODY = 4 * 2**20
@@ -109,6 +110,7 @@ class Server:
         assert runner.server is not None, "set up"
         if tls is not None:
             sslproto.SSLProtocol.max_size = TLS_BUFFER
+            memory.map_large_pieces()
         # Not by aiohttp's TCPSite, which knows no limit for the handshake.
         server = await asyncio.get_running_loop().create_server(
             runner.server,
@@ -126,6 +128,7 @@ class Server:
         await server.start_serving()
         self._listening.append(server)
         self._tasks.append(asyncio.create_task(newcomers.watch(runner.server), name="newcomers"))
+        self._tasks.append(asyncio.create_task(memory.Trimming(memory.trim).watch(runner.server), name="trimming"))
         taken: int = server.sockets[0].getsockname()[1]
         return taken
 

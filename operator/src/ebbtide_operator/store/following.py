@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from ebbtide.etcd.endpoints import Backoff
-from ebbtide.etcd.errors import Compacted, EtcdError
+from ebbtide.etcd.errors import Compacted, EtcdError, Unauthenticated
 from ebbtide.etcd.messages import Changed, Delete, Put, RangeResult, Removed, Resync
 from ebbtide.etcd.wire import WatchAnswer, WatchTarget
 from ebbtide_operator.store.lanes import Answers, Inbox, Lane, Patience, Silence, Watch
@@ -84,7 +84,7 @@ class Follower:
         """
         watch = Watch(prefix, after)
         backoff = Backoff(self._chance, most_s=RETRY_MOST_S)
-        relist = listed = False
+        relist = listed = refused = False
         self._watches.add(watch)
         try:
             while True:
@@ -98,7 +98,7 @@ class Follower:
                         yield batch.changes
                     async with contextlib.aclosing(self._once(watch)) as batches:
                         async for changes in batches:
-                            listed = False
+                            listed = refused = False
                             backoff.reset()
                             yield changes
                 except Compacted:
@@ -113,7 +113,10 @@ class Follower:
                     watch.connected = False
                     if time.monotonic() - opened_at > STEADY_S:
                         backoff.reset()
-                    await asyncio.sleep(backoff.next_s())
+                    before, refused = refused, isinstance(error, Unauthenticated)
+                    # A store that forgot our login is there: the next try brings another, and needs no pause.
+                    if before or not refused:
+                        await asyncio.sleep(backoff.next_s())
         finally:
             self._watches.remove(watch)
 

@@ -7,6 +7,7 @@ between.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections import Counter
@@ -16,7 +17,7 @@ from time import monotonic, sleep
 from typing import Any, Self
 
 from ebbtide.stacks.frames import Key, Stack, all_threads, key_of, key_of_task, place_of, stack_of
-from ebbtide.stacks.waits import FUTURE, STATES, state_of, state_of_stack, state_of_thread
+from ebbtide.stacks.waits import FUTURE, STATES, SUBPROCESS, state_of_stack, state_of_task, state_of_thread
 from ebbtide.tasks.entries import KINDS, Live, ManagedTask, frames_of, kind_of, name_of, task_of
 from ebbtide.tasks.registry import Registry
 
@@ -196,9 +197,9 @@ def _dump(registry: Registry, question: Question) -> Dump:
                 by_stack = (state_of_stack if task is not None else state_of_thread)(stack)
                 found = known[key] = place, stack, by_stack
         place, stack, by_stack = found
-        # `state_of` spelled out for the usual case.
+        # `state_of_task` spelled out for the usual case.
         usual = task is item and by_stack != FUTURE and getattr(item, "_fut_waiter", None) is not None
-        state = by_stack if usual else state_of(item, by_stack)
+        state = by_stack if usual else _waits_for(item, task, by_stack)
         if question.state and state != question.state:
             continue
         matching += 1
@@ -215,6 +216,12 @@ def _dump(registry: Registry, question: Question) -> Dump:
             tasks.append(_task_as_json(item, age_s, state, place_of(stack), registry.state_of(item, now)))
     largest_first = sorted(groups.values(), key=lambda group: -group.count)
     return Dump(question, len(entries), matching, largest_first, tasks)
+
+
+def _waits_for(item: Live, task: asyncio.Task[Any] | None, by_stack: str) -> str:
+    if kind_of(item) == "process":
+        return SUBPROCESS
+    return by_stack if task is None else state_of_task(task, by_stack)
 
 
 def _task_as_json(item: Live, age_s: float, waits_for: str, place: str, state: str) -> str:

@@ -104,7 +104,7 @@ def _kind(status: int, failure: wire.Failure) -> type[EtcdError]:
     message = failure.message.lower()
     if failure.code == wire.UNAUTHENTICATED or status == 401 or any(sign in message for sign in _LOGIN_SIGNS):
         return Unauthenticated
-    if failure.code == wire.PERMISSION_DENIED or status == 403 or "permissiondenied" in message:
+    if failure.code == wire.PERMISSION_DENIED or status == 403 or any(sign in message for sign in _RIGHT_SIGNS):
         return PermissionDenied
     if "lease not found" in message:
         return LeaseNotFound
@@ -131,3 +131,5 @@ _LOGIN_SIGNS = (
     "revision of auth store is old",
     "authentication failed",
 )
+# A watch hides the code in its cancel reason; an etcd before 3.5 gives none to what it refuses of its administration.
+_RIGHT_SIGNS = ("permissiondenied", "auth: permission denied")

@@ -12,8 +12,7 @@ from enum import StrEnum
 from math import ceil
 from typing import NamedTuple
 
-MISSED_BEATS = 3
-"""So many intervals of silence make a task stale: one beat may be late, two may be bad luck."""
+from ebbtide.tasks.heartbeats import missed
 
 
 class Rule(StrEnum):
@@ -83,11 +82,6 @@ class Sight(NamedTuple):
     age_s: float
     beat_age_s: float | None = None
     cancelled_s: float | None = None
-
-
-def missed(heartbeat_s: float | None, beat_age_s: float | None) -> bool:
-    """Say whether heartbeats are missing."""
-    return heartbeat_s is not None and beat_age_s is not None and beat_age_s > MISSED_BEATS * heartbeat_s
 
 
 def usual_s(durations: Collection[float], thresholds: Thresholds) -> float | None:

@@ -20,8 +20,8 @@ DEEPEST = 200
 ASYNCIO = _folder(asyncio.__file__)
 STANDARD = _folder(threading.__file__)
 PACKAGES = ("/site-packages/", "/dist-packages/")
-OWN = _folder(__file__)
-COUNTED = OWN + "counted.py"
+OWN = _folder(_folder(__file__)[:-1])
+COUNTED = OWN + "tasks/counted.py"
 MOST_TYPES = 100
 
 _without_frames: set[type] = set()

@@ -8,7 +8,6 @@ from contextvars import Context
 from typing import Any
 
 from ebbtide.stacks.frames import ASYNCIO, STANDARD, Stack
-from ebbtide.tasks.entries import Live, kind_of, task_of
 
 RUNNING, READY = "running", "ready"
 QUEUE, LOCK, EVENT, SLEEP, IO, SELECT = "queue", "lock", "event", "sleep", "I/O", "select"
@@ -53,13 +52,8 @@ _THREADS_BY_NAME = {
 }
 
 
-def state_of(item: Live, by_stack: str) -> str:
-    """Return what an entry waits for, one of `STATES`; `by_stack`: what `state_of_stack` or the like said."""
-    task = task_of(item)
-    if kind_of(item) == "process":
-        return SUBPROCESS
-    if task is None:
-        return by_stack
+def state_of_task(task: asyncio.Task[Any], by_stack: str) -> str:
+    """Return what a task waits for, one of `STATES`; `by_stack`: what `state_of_stack` said."""
     waiter = getattr(task, "_fut_waiter", None)
     if waiter is None:
         return RUNNING if getattr(task.get_coro(), "cr_running", False) else READY

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ebbtide.errors import Refused
+from ebbtide.tasks.counted import CROWD
 from ebbtide.tasks.entries import kind_of
 from ebbtide.tasks.limits import BREAKER_PAUSE_S, Admission, Breaker, Limits, TokenBucket
 from ebbtide.tasks.line import Line
@@ -55,6 +56,7 @@ class Gate:
         alone: Of all limits only those of the process hold here, and one breaker.
         plain: `alone`, and no task timed out lately: nothing is to be asked or told here.
         max_tasks: Own limit; infinite without one.
+        room: How many tasks may be in flight, by that limit, while each is counted in its last step.
         waiters: Who waits for a task to leave, in order.
         sleepers: Who waits for time to pass; the process's gate has them all.
     """
@@ -111,6 +113,7 @@ class Gate:
     def _apply(self, limits: Limits) -> None:
         self._limits = limits
         self.max_tasks: float = limits.max_tasks or math.inf
+        self.room = min(limits.max_tasks or CROWD, CROWD)
         rate_per_s = limits.rate_per_s or math.inf
         burst = limits.burst or max(1, math.ceil(min(rate_per_s, 1e9)))
         self.bucket.change(rate_per_s, burst, monotonic())

@@ -12,12 +12,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from ebbtide.errors import Refused
+from ebbtide.tasks.counted import SAMPLED_EVERY_S
 from ebbtide.tasks.entries import Entry, current_entry
 from ebbtide.tasks.registry import BLOCK_BEGAN
-
-SAMPLED_EVERY_S = 0.001
-"""How far apart the starts of those blocks of a scope are at least that tell how long they took: chosen at its start, a
-long one is as likely among them as a short one."""
 
 if sys.version_info < (3, 12):
     # What `current_task` asks there, which is written in Python; that version gets fixes for security alone.
@@ -57,7 +54,7 @@ class Block(Entry):
         self.number = number = next(registry.numbers)
         self.started_at = now = monotonic()
         if now >= scope.next_sample_at:
-            scope.next_sample_at = now + SAMPLED_EVERY_S
+            scope.sampled_at, scope.next_sample_at = now, now + SAMPLED_EVERY_S
             self._sampled = True
         else:
             self._sampled = False

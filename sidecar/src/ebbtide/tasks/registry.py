@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -21,10 +22,10 @@ from typing import TYPE_CHECKING
 
 from ebbtide.environment import DEFAULT_CANCEL_GRACE_S
 from ebbtide.errors import Refused
-from ebbtide.leaks.rules import missed
 from ebbtide.tasks.admission import DRAINING, WHY, Gate
 from ebbtide.tasks.counted import ended_as_usual
 from ebbtide.tasks.entries import EntryView, Live, ManagedTask, current_entry, error_of, kind_of, name_of, where
+from ebbtide.tasks.heartbeats import missed
 from ebbtide.tasks.limits import Limits
 from ebbtide.vocabulary import TASK_OUTCOMES
 
@@ -43,6 +44,11 @@ STALE = "stale"
 BLOCK_BEGAN, BLOCK_LEFT = "block began", "block left"
 
 MOST_NAMED = 20
+
+KNOWS_LOOP = sys.version_info >= (3, 12)
+"""Whether asyncio tells at once which loop runs; before, it asks for the process id first."""
+asking: Callable[[], object] = asyncio._get_running_loop if KNOWS_LOOP else get_ident  # noqa: SLF001 (or it raises)
+"""The cheapest way to find out whether the home loop is the one that runs: `asking() == registry.here`."""
 
 _numbers = itertools.count(1)
 """Of the process, not of one registry: an entry's number then says whose it is."""
@@ -65,6 +71,10 @@ def heartbeat() -> None:
                 registry.beats[number] = monotonic()
 
 
+def _nothing() -> None:
+    pass
+
+
 class Registry:
     """The entries in flight, and how those that ended did.
 
@@ -81,6 +91,9 @@ class Registry:
         gate: The process's limits.
         home: Identity of the thread that counts without a lock; 0: none.
         loop: The loop that runs there.
+        here: What `asking` returns where that loop runs; 0: nowhere.
+        task_factory: Asks that loop for its task factory.
+        queue: Who waits for room in the process; public for its truth, which is asked at each end of a task.
     """
 
     def __init__(
@@ -92,6 +105,8 @@ class Registry:
         self.intake_open = True
         self.home = 0
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.here: object = 0
+        self.task_factory: Callable[[], object] = _nothing
         # What is called when a task ends: bound once, and not anew for each task.
         self.on_task_ended = self._task_ended
         self.on_task_ended_at_home = self._task_ended_at_home
@@ -118,6 +133,7 @@ class Registry:
         """Numbers of what was in flight in the parent when this process was forked."""
         self.gate = Gate(self, limits or Limits())
         self.bucket = self.gate.bucket
+        self.queue = self.gate.waiters.queue
         self.beats: dict[int, float] = {}
         """When entries last said that they are alive, monotonic seconds, by number; some may have ended meanwhile."""
         global _known  # noqa: PLW0603 (replaced as a whole: it is read in other threads)
@@ -126,13 +142,14 @@ class Registry:
     def begin_anew(self) -> None:
         """Forget, in a forked child, what runs in the parent; what of it ends here all the same is not counted."""
         _inherited.append((self.live, self.gate.begin_anew()))
+        self.queue = self.gate.waiters.queue
         self._parents = frozenset(self.live)
         self.live = {}
         self.on_end = None
         for numbers in (self.abandoned, self.marks, self.odd, self.beats):
             numbers.clear()
         self.intake_open = True
-        self.home, self.loop = 0, None
+        self.home, self.loop, self.here, self.task_factory = 0, None, 0, _nothing
         self._tally = dict.fromkeys(self._tally, 0)
         self._elsewhere = dict(self._tally)
         self.finished = self.blocks_begun = self.blocks_finished = 0
@@ -176,6 +193,9 @@ class Registry:
         """Make the calling thread, which runs `loop`, the home thread."""
         self.loop = loop
         self.home = get_ident()
+        self.here = loop if KNOWS_LOOP else self.home
+        # Bound once: it is asked at each start, and a loop has more attributes than Python looks up fast.
+        self.task_factory = loop.get_task_factory
 
     def is_home(self) -> bool:
         """Say whether this is the home thread."""
@@ -229,7 +249,7 @@ class Registry:
 
     def _task_ended_at_home(self, task: ManagedTask) -> None:
         """Count a managed task of the home loop that is one of a crowd."""
-        if task.cancelled() or task.exception() is not None or not ended_as_usual(self, task.number):
+        if task.cancelled() or task.exception() is not None or not ended_as_usual(task):
             self._task_ended(task)
 
     def _task_ended(self, task: ManagedTask) -> None:

@@ -11,7 +11,7 @@ from threading import get_ident
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ebbtide.tasks.counted import CROWD, counted
+from ebbtide.tasks.counted import CROWD, SAMPLED_EVERY_S, counted
 from ebbtide.tasks.entries import Entry, ManagedTask, close_unbegun, current_entry, error_of, name_of
 from ebbtide.tasks.timelimit import TimeLimit
 
@@ -68,7 +68,7 @@ def start(
         at_home = loop is registry.loop
         call_back = not at_home or len(registry.live) > CROWD or type(coroutine) is not CoroutineType
         if not call_back:
-            running = counted(registry, number, running)
+            running = counted(scope, number, running, now)
         else:
             if context is None:
                 context = copy_context()
@@ -77,7 +77,9 @@ def start(
         task.number = number
         task.scope = scope
         task.meta = meta
-        task.started_at = now
+        if now >= scope.next_sample_at:
+            scope.sampled_at, scope.next_sample_at = now, now + SAMPLED_EVERY_S
+        task.started_at = scope.sampled_at
         registry.live[number] = task
         if call_back:
             ended = registry.on_task_ended_at_home if at_home else registry.on_task_ended

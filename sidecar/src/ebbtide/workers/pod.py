@@ -153,8 +153,8 @@ class Pod:
             # Dismissed by the one that leads; or that one is gone, and this worker leads for its last moment.
             self._settled.wait(SETTLE_S)
         last = self._hub is None or self._hub.outlives_all(LEAVE_S)
-        if self._agent is not None and not (self._agent.finish if last else self._agent.retire)(LEAVE_S):
-            logger.warning("ebbtide: the final report did not get through within %g s", LEAVE_S)
+        if self._agent is not None and not (self._agent.finish() if last else self._agent.retire(LEAVE_S)):
+            logger.warning("ebbtide: the final report did not get through")
         if self._admin is not None:
             self._admin.stop()
         self._stop.set()
