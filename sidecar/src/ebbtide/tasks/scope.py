@@ -184,9 +184,7 @@ class Scope(Parent):
                     task.number = number
                     task.scope = self
                     task.meta = meta
-                    task.started_at = (
-                        self.sampled_at
-                    )  # one number for those that start together: 32 bytes less
+                    task.started_at = self.sampled_at  # one number for those that start together: 32 bytes less
                     live[number] = task
                     return task
         try:
