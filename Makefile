@@ -8,7 +8,7 @@ NAME ?= ebbtide-demo
 ##@ The two commands
 
 .PHONY: demo
-demo: venv ## Main job: real cluster, helm install, three scenes under load, plain against managed (about 25 min the first time, 12 after)
+demo: venv ## Main job: real cluster, helm install, three scenes under load, plain against managed (about 25 min the first time, 6 to 12 after)
 	$(PY) -m demo --cluster $(NAME)
 
 .PHONY: test
