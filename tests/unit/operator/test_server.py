@@ -12,7 +12,7 @@ from aiohttp import web
 
 from ebbtide_operator.cluster.authority import Leaf, Pair, make_authority, make_leaf
 from ebbtide_operator.metrics import Metrics
-from ebbtide_operator.serve import memory
+from ebbtide_operator.serve import app, memory
 from ebbtide_operator.serve.app import Server
 
 pytestmark = pytest.mark.both_loops
@@ -123,7 +123,7 @@ async def test_what_many_connections_left_is_given_back(
 ) -> None:
     trimmed = asyncio.Event()
     monkeypatch.setattr(memory, "trim", trimmed.set)
-    monkeypatch.setattr(memory, "LOOK_S", 0.05)
+    monkeypatch.setattr(app, "LOOK_S", 0.05)
     port = await scene.server.start_secure([], tls, 0, "127.0.0.1")
 
     def connect() -> ssl.SSLSocket:
@@ -135,7 +135,7 @@ async def test_what_many_connections_left_is_given_back(
     async with asyncio.timeout(20):
         while len(served.connections) < len(held):  # noqa: ASYNC110 (the kernel brings it about)
             await asyncio.sleep(0.01)
-        await asyncio.sleep(2 * memory.LOOK_S)
+        await asyncio.sleep(2 * app.LOOK_S)
     assert not trimmed.is_set()
     for sock in held:
         sock.close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from asyncio import sslproto
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NoReturn
 
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
@@ -31,6 +33,7 @@ of them at once, into memory that stays the connection's for as long as it is op
 READ_BUFFER = 32 * 1024
 """Bytes of a body that wait to be read; twice as many may. aiohttp's own limit is for uploads."""
 LINGER_S = 1.0
+LOOK_S = 1.0
 """How long to read on where an answer came before the end of the request, so that the client can read it."""
 BACKLOG = 1024
 """Connections that wait to be accepted: after a restart all pods come at once."""
@@ -127,14 +130,23 @@ class Server:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         await server.start_serving()
         self._listening.append(server)
-        self._tasks.append(asyncio.create_task(newcomers.watch(runner.server), name="newcomers"))
-        self._tasks.append(asyncio.create_task(memory.Trimming(memory.trim).watch(runner.server), name="trimming"))
+        self._tasks.append(asyncio.create_task(_look_after(runner.server, newcomers), name="connections"))
         taken: int = server.sockets[0].getsockname()[1]
         return taken
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(self._metrics.registry), headers={"Content-Type": content_type})
+
+
+async def _look_after(server: web.Server, newcomers: Newcomers) -> NoReturn:
+    """Look at the connections of a server, until cancelled."""
+    trimming = memory.Trimming(memory.trim)
+    while True:
+        await asyncio.sleep(LOOK_S)
+        connections = server.connections  # a list, made anew each time it is asked for
+        newcomers.look(connections, time.monotonic())
+        trimming.look(len(connections))
 
 
 def _probe(reasons: Missing) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -6,18 +6,13 @@ there is another C library.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import functools
 import sys
 from collections.abc import Callable
-from typing import NoReturn
-
-from aiohttp import web
 
 LEAST = 100
 """Connections that have to close before it is worth looking for what they left: some 3 MiB."""
-LOOK_S = 1.0
 M_MMAP_THRESHOLD = -3
 """glibc's name for a parameter (malloc.h)."""
 MAPPED_BYTES = 128 * 1024
@@ -39,12 +34,6 @@ class Trimming:
         self._most = 0
         """Since the last time."""
         self._last = 0
-
-    async def watch(self, server: web.Server) -> NoReturn:
-        """Look at the connections of a server until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_S)
-            self.look(len(server.connections))
 
     def look(self, count: int) -> None:
         """Take note of how many connections are open; trim once a wave of them has closed."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
-from typing import NoReturn
 
 from aiohttp import web
 
@@ -15,7 +12,6 @@ PATIENCE_S = 10.0
 """How long a client may take to send the head of its first request."""
 GRACE_S = 2.0
 """How long it may take even where there is no room: after a restart all pods come at once, and all are honest."""
-LOOK_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +36,6 @@ class Newcomers:
         """Take note that somebody asks."""
         self._asked.add(request.protocol)
         return await handler(request)
-
-    async def watch(self, server: web.Server) -> NoReturn:
-        """Look at the connections of a server until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_S)
-            self.look(server.connections, time.monotonic())
 
     def look(self, connections: list[web.RequestHandler], now: float) -> None:
         """Close whom there is no room or no patience for; `connections` are those open now, the oldest first."""
