@@ -11,8 +11,6 @@ from pathlib import Path
 
 from tests.localcluster.errors import ClusterError
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-
 
 @dataclass(frozen=True)
 class Image:
@@ -41,10 +39,9 @@ def render(
         links: path of a symbolic link to what it points at.
     """
     layer = _tar(files, links or {})
-    machine = platform.machine()
     document = json.dumps(
         {
-            "architecture": _ARCHITECTURES.get(machine, machine),
+            "architecture": architecture(),
             "os": "linux",
             "config": dict(configuration),
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
@@ -74,6 +71,12 @@ def read(archive: Path) -> list[Image]:
         raise ClusterError(
             f"{archive} is no image archive; write it with `docker save` or as docker-archive: {error}"
         ) from error
+
+
+def architecture() -> str:
+    """Return this machine's architecture as images and Go call it, for example `amd64`."""
+    machine = platform.machine()
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
 
 
 def is_present(image: Image, listing: str) -> bool:

@@ -4,7 +4,6 @@ import base64
 import functools
 import hashlib
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
+from tests.localcluster.archives import architecture
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.locks import exclusive
 from tests.localcluster.progress import step
@@ -26,7 +26,6 @@ SUMS = {
 USUAL = Path("/usr/local/go/bin/go")
 """Where go.dev's instructions put it; login shells have it on PATH, services often have not."""
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _PROXY = "https://proxy.golang.org"
 _TIMEOUT_S = 60
 
@@ -91,8 +90,7 @@ def module_hash(archive: zipfile.ZipFile) -> str:
 @functools.cache
 def _toolchain(cache: Path) -> Path:
     """Return the folder of the fetched toolchain."""
-    machine = platform.machine()
-    name = f"linux-{_ARCHITECTURES.get(machine, machine)}"
+    name = f"linux-{architecture()}"
     if name not in SUMS:
         raise ClusterError(f"its hash is not known for {name}")
     target = cache / f"go-{FETCHED}"
