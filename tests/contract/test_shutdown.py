@@ -14,17 +14,12 @@ from ebbtide.lifecycle.machine import Durations
 from ebbtide.protocol import Keys, PodState, Report
 from ebbtide.runtime import Runtime
 from ebbtide.settings import Settings
+from tests.contract.faults import until
 from tests.contract.member import Member, free_port
 from tests.contract.proxy import Proxy
 
 pytestmark = pytest.mark.etcd
 TASK_S = 0.3
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 (threads bring it about)
-            await asyncio.sleep(0.01)
 
 
 async def drain(url: str = "", *, connected: bool = False, harm: Callable[[], None] = lambda: None) -> float:
@@ -114,7 +109,6 @@ async def test_a_way_to_the_store_that_swallows_everything_delays_no_drain(etcd:
 
 
 async def test_the_final_report_of_a_store_that_is_there_is_waited_for(etcd: Member) -> None:
-
     assert await drain(etcd.url, connected=True) < TASK_S + 1
     with EtcdClient([etcd.url]) as client:
         found = client.get(Keys().report("shop", "uid-1"))
