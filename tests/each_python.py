@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.bench.pythons import Python, pythons
+from tests.bench.distributions import ROOT
+from tests.bench.pythons import Python, make_environment, pythons, why
 
-ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache" / "test-pythons"
 LOCK = ROOT / "requirements-dev.lock"
 TESTS = ("tests/unit/library", "tests/unit/etcd", "tests/contract/processes")
@@ -26,17 +24,30 @@ PATIENCE_S = 600.0
 SHOWN = 60
 
 
-class Failed(Exception):
-    """A command failed; the message is what it said last."""
-
-
-def run(command: Sequence[str | Path]) -> str:
-    """Run a command in the checkout's root, and return what it printed.
+def prepared(python: Python) -> Path:
+    """Return the interpreter of an environment that has what `.venv` has; made once, and cached.
 
     Raises:
-        Failed: It failed, or took longer than `PATIENCE_S`.
+        OSError: As `make_environment`.
+        subprocess.SubprocessError: Something of the lock file cannot be installed on this version.
     """
+    folder = CACHE / python.version
+    wanted = hashlib.sha256(LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    locked = ("--require-hashes", "-r", str(LOCK))
+    own = ("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    make_environment(python, folder, wanted, locked, own, patience_s=PATIENCE_S)
+    return folder / "bin" / "python"
+
+
+def tested(python: Python) -> tuple[bool, str]:
+    """Return whether the tests pass on a Python, or cannot be run there, and what to say of it."""
+    began = time.monotonic()
+    try:
+        program = prepared(python)
+    except (OSError, subprocess.SubprocessError) as error:
+        return True, f"{python.version}: NOT RUN, because its environment could not be made: {why(error)}"
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COVERAGE"))}
+    command = [str(program), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
     try:
         done = subprocess.run(
             command,
@@ -49,44 +60,11 @@ def run(command: Sequence[str | Path]) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Failed(str(error)) from error
-    if done.returncode:
-        raise Failed("\n".join(done.stdout.strip().splitlines()[-SHOWN:]))
-    return done.stdout
-
-
-def prepared(python: Python) -> Path:
-    """Return the interpreter of an environment that has what `.venv` has; made once, and cached.
-
-    Raises:
-        Failed: Something of the lock file cannot be installed on this version.
-    """
-    folder = CACHE / python.version
-    program, stamp = folder / "bin" / "python", folder / ".stamp"
-    wanted = hashlib.sha256(LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    if stamp.exists() and stamp.read_text() == wanted:
-        return program
-    shutil.rmtree(folder, ignore_errors=True)
-    pip: list[str | Path] = [program, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run([python.program, "-m", "venv", folder])
-    run([*pip, "--require-hashes", "-r", LOCK])
-    run([*pip, "--no-deps", "--no-build-isolation", "--editable", "."])
-    stamp.write_text(wanted)
-    return program
-
-
-def tested(python: Python) -> tuple[bool, str]:
-    """Return whether the tests pass on a Python, or cannot be run there, and what to say of it."""
-    began = time.monotonic()
-    try:
-        program = prepared(python)
-    except Failed as error:
-        return True, f"{python.version}: NOT RUN, because its environment could not be made: {error}"
-    try:
-        said = run([program, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS])
-    except Failed as error:
         return False, f"{python.version}: FAILED\n{error}"
-    return True, f"{python.version}: {said.strip().splitlines()[-1]} ({time.monotonic() - began:.0f} s in all)"
+    said = done.stdout.strip().splitlines()
+    if done.returncode:
+        return False, "\n".join([f"{python.version}: FAILED", *said[-SHOWN:]])
+    return True, f"{python.version}: {said[-1]} ({time.monotonic() - began:.0f} s in all)"
 
 
 def main() -> int:

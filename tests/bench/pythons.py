@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,24 +100,50 @@ def furnished(python: Python) -> tuple[Path, str]:
     """
     folder = CACHE / python.version
     program = folder / "bin" / "python"
-    wanted = "\n".join(PACKAGES)
+    peers = " and ".join(PACKAGES)
+    try:
+        new = make_environment(python, folder, "\n".join(PACKAGES), PACKAGES)
+    except (OSError, subprocess.SubprocessError) as error:
+        return python.program, f"without {peers}: {why(error)}"
+    where = folder.relative_to(ROOT)
+    return program, f"with {peers}, put into {where} just now" if new else f"with {peers} from {where}"
+
+
+def make_environment(
+    python: Python, folder: Path, wanted: str, *installs: Sequence[str], patience_s: float = PATIENCE_S
+) -> bool:
+    """Make a virtual environment, unless what is wanted is there; return whether that was to be done.
+
+    Args:
+        python: Whose environment it is.
+        folder: Where it is; what else is there goes.
+        wanted: What stands for its content: another text makes it anew.
+        installs: What is said to `pip install`, one after the other.
+        patience_s: Longest for each step, in seconds.
+
+    Raises:
+        OSError: A program could not be started; nothing is left of the environment.
+        subprocess.SubprocessError: A step failed or took too long; the same.
+    """
     stamp = folder / ".stamp"
     if stamp.exists() and stamp.read_text() == wanted:
-        return program, f"with {' and '.join(PACKAGES)} from {folder.relative_to(ROOT)}"
+        return False
     shutil.rmtree(folder, ignore_errors=True)
     # By the pip of this interpreter: a distribution's has none.
-    pip = [sys.executable, "-m", "pip", "--python", str(program), "install", "--quiet", *PACKAGES]
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet"]
+    venv = [str(python.program), "-m", "venv", "--without-pip", str(folder)]
     try:
-        for command in ([str(python.program), "-m", "venv", "--without-pip", str(folder)], pip):
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE_S)
-    except (OSError, subprocess.SubprocessError) as error:
+        for command in (venv, *([*pip, *arguments] for arguments in installs)):
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=patience_s)
+    except (OSError, subprocess.SubprocessError):
         shutil.rmtree(folder, ignore_errors=True)
-        return python.program, f"without {' and '.join(PACKAGES)}: {_why(error)}"
+        raise
     stamp.write_text(wanted)
-    return program, f"with {' and '.join(PACKAGES)}, put into {folder.relative_to(ROOT)} just now"
+    return True
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
+    """Return the last line that a failed command said."""
     said = (getattr(error, "stderr", None) or str(error)).strip()
     return said.splitlines()[-1] if said else type(error).__name__
 
