@@ -8,6 +8,7 @@ import ebbtide
 from ebbtide.etcd import EtcdClient
 from ebbtide.lifecycle.machine import Durations
 from ebbtide.protocol import Keys, PodState, Report
+from ebbtide.settings import Workers
 from tests.contract.member import Member
 
 pytestmark = pytest.mark.etcd
@@ -19,6 +20,7 @@ async def test_the_last_report_outlives_the_process_and_says_what_its_drain_was_
         pod_namespace="drain-report",
         pod_uid="uid-1",
         admin_port=0,
+        workers=Workers.SINGLE,
         durations=Durations(0.0, 0.05, 5.0),
     )
 

@@ -13,7 +13,7 @@ from ebbtide.etcd import EtcdClient
 from ebbtide.lifecycle.machine import Durations
 from ebbtide.protocol import Keys, PodState, Report
 from ebbtide.runtime import Runtime
-from ebbtide.settings import Settings
+from ebbtide.settings import Settings, Workers
 from tests.contract.faults import until
 from tests.contract.member import Member, free_port
 from tests.contract.proxy import Proxy
@@ -32,6 +32,7 @@ async def drain(url: str = "", *, connected: bool = False, harm: Callable[[], No
         endpoints=(url,) if url else (),
         durations=Durations(quiesce_s=0.0, drain_timeout_s=30.0, cancel_grace_s=5.0),
         admin_port=0,
+        workers=Workers.SINGLE,
     )
     async with Runtime(settings, watchdog=False) as runtime:
         await until(lambda: runtime.ready and (runtime._pod.store_connected or not connected))

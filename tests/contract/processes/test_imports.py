@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import uuid
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -193,6 +194,8 @@ async def test_a_drain_loads_nothing_where_a_process_speaks_for_a_managed_pod(tm
             pod_namespace=ALICE.namespace,
             workload="deployment/orders",
             token_file=str(token),
+            # Its own: the same test on another Python, at the same time, would be a worker of the same pod.
+            workers_socket=f"@ebbtide-test/{uuid.uuid4().hex}",
         )
         last = await stand.store.get(KEYS.report(ALICE.namespace, ALICE.uid))
         assert last is not None, "there was no agent"
