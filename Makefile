@@ -39,7 +39,7 @@ test-unit: venv ## Pure rules and what one process does: no cluster, under a min
 	.venv/bin/pytest tests/unit
 
 .PHONY: test-pythons
-test-pythons: venv ## The library's unit tests on every other Python at hand, from 3.11 on (about 2 min; 1 more for environments the first time)
+test-pythons: venv ## The library's unit tests on every other Python at hand from 3.11 on, and on 3.14 (about 2 min; 2 more for environments the first time)
 	$(PY) -m tests.each_python
 
 .PHONY: test-contract

@@ -1,7 +1,8 @@
 """Run the library's unit tests on every other Python at hand: `python -m tests.each_python`.
 
 The rest of the tests runs on the Python of `.venv` only. The library promises more: asyncio differs from version to
-version where it matters here (eager tasks, how tasks are made and named, groups).
+version where it matters here (eager tasks, how tasks are made and named, groups, when a quick thread is waited for).
+The newest version is fetched where none at hand is as new.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def tested(python: Python) -> tuple[bool, str]:
 
 
 def main() -> int:
-    others = [python for python in pythons() if not python.home]
+    others = [python for python in pythons(newest=True) if not python.home]
     if not others:
         sys.stdout.write(f"NOT RUN: there is no other Python here than {sys.version.split()[0]}\n")
         return 0

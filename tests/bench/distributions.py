@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +34,14 @@ class Release:
 
     Attributes:
         name: As its archive has it.
+        minor: Version of its Python.
         archive: Where its packages are.
         components: Of the archive.
         script: Of debootstrap; newer releases than it knows are made like this one.
     """
 
     name: str
+    minor: tuple[int, int]
     archive: str
     components: str
     script: str
@@ -46,16 +49,19 @@ class Release:
 
 _UBUNTU, _DEBIAN = "http://archive.ubuntu.com/ubuntu", "http://deb.debian.org/debian"
 RELEASES = (
-    Release("noble", _UBUNTU, "main,universe", "gutsy"),
-    Release("trixie", _DEBIAN, "main", "sid"),
-    Release("resolute", _UBUNTU, "main,universe", "gutsy"),
+    Release("noble", (3, 12), _UBUNTU, "main,universe", "gutsy"),
+    Release("trixie", (3, 13), _DEBIAN, "main", "sid"),
+    Release("resolute", (3, 14), _UBUNTU, "main,universe", "gutsy"),
 )
-"""Ubuntu 24.04 with Python 3.12, Debian 13 with 3.13, Ubuntu 26.04 with 3.14."""
+"""Ubuntu 24.04, Debian 13, Ubuntu 26.04."""
 
 
-def distributed() -> list[Path]:
+NEWEST = RELEASES[-1]
+
+
+def distributed(releases: Sequence[Release] = RELEASES) -> list[Path]:
     """Return their interpreters; those that are not in the cache are fetched, and what fails is told and left out."""
-    return [python for release in RELEASES if (python := _python_of(release)) is not None]
+    return [python for release in releases if (python := _python_of(release)) is not None]
 
 
 def _python_of(release: Release) -> Path | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.distributions import ROOT, distributed
+from tests.bench.distributions import NEWEST, ROOT, distributed
 
 CACHE = ROOT / ".cache" / "bench-pythons"
 PACKAGES = ("aiojobs==1.4.0", "uvloop==0.23.0")
@@ -79,10 +79,21 @@ def usable(found: Iterable[tuple[Path, str]], *, apart: bool = False) -> list[Py
     return [chosen[key] for key in sorted(chosen)]
 
 
-def pythons(*, distributions: bool = False) -> list[Python]:
-    """Return the interpreters at hand, this one among them; with distributions theirs, where they can be had."""
-    found = candidates(distributions=distributions)
-    return usable(((program, said) for program in found if (said := _ask(program)) is not None), apart=distributions)
+def pythons(*, distributions: bool = False, newest: bool = False) -> list[Python]:
+    """Return the interpreters at hand, this one among them.
+
+    Args:
+        distributions: Those of distributions as well, where they can be had; they stand before others.
+        newest: That of the newest release of a distribution, where none at hand is as new.
+    """
+    found = _asked(candidates(distributions=distributions))
+    if newest and all(python.minor < NEWEST.minor for python in usable(found)):
+        found += _asked(distributed([NEWEST]))
+    return usable(found, apart=distributions)
+
+
+def _asked(found: Iterable[Path]) -> list[tuple[Path, str]]:
+    return [(program, said) for program in found if (said := _ask(program)) is not None]
 
 
 def _ask(program: Path) -> str | None:
