@@ -257,6 +257,13 @@ class Registry:
         if task.number in self.live or task.number in self._parents:
             task.scope.task_ended(task, error_of(task))
 
+    def raised_in_task(self) -> None:
+        """Count the managed task that runs here by the exception that is being handled.
+
+        It is found here and not given: a name for it, and a place on the stack, would make each task's frame longer.
+        """
+        self.ended_in_task(sys.exception())
+
     def ended_in_task(self, error: BaseException | None) -> None:
         """Count the managed task that runs here, in its last step; `error`: what it is about to raise."""
         task = asyncio.current_task()
