@@ -1,6 +1,6 @@
-"""What a live task takes of memory, beside a bare one (goal G7): `python -m tests.bench.live_memory`, about 15 s.
+"""What a live task takes of memory, beside a bare one (goal G7): `python -m tests.bench.live_memory`, about 30 s.
 
-Growth of the resident set for 50,000 tasks that sleep; one process per variant, so that none uses what another freed.
+Growth of the resident set for 100,000 tasks that sleep; one process per variant, so that none uses what another freed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import ebbtide
 from tests.bench.figures import Figure, show
 
-TASKS = 50_000
+TASKS = 100_000
 REPEATS = 3
 
 Grow = Callable[[], Awaitable[int]]

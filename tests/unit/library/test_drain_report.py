@@ -1,9 +1,11 @@
 """What is said of a drain when it is over, and so far."""
 
 import asyncio
+import gc
 import json
 import logging
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -159,6 +161,21 @@ async def test_stragglers_are_shown_where_they_were_and_with_their_end() -> None
     assert "threading.py" in second.stack[-1]
     assert {item.outcome for item in rest} == {"cancelled"}
     assert [phase.state for phase in report.phases] == ["Quiescing", "Draining", "Cancelling"]
+
+
+async def test_those_that_were_cancelled_are_freed_when_the_drain_is_over() -> None:
+    # Without the collector: what a crowd of ended tasks held would stay until it comes, and its coming stops the loop.
+    async with a_runtime(drain_timeout_s=0.02) as runtime:
+        orders = runtime.scope("orders")
+        gc.collect()
+        gc.disable()
+        try:
+            seen = [weakref.ref(orders.spawn(asyncio.sleep(3600))) for _ in range(2 * STRAGGLERS)]
+            runtime.drain("test", leave=False)
+            await until(lambda: runtime.state is PodState.DRAINED and runtime.drain_report())
+            await until(lambda: not any(reference() for reference in seen))
+        finally:
+            gc.enable()
 
 
 async def test_a_report_can_be_read_while_the_drain_goes_on_and_when_it_is_taken_back() -> None:

@@ -1,6 +1,7 @@
 """What is in flight, where it waits, and for what."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import queue
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
@@ -64,6 +66,27 @@ async def test_a_wait_is_told_from_others(state: str, make: Callable[[], Awaitab
         assert group["where"].partition(":")[0] == __file__, "the application's own line, not asyncio's"
         assert group["where"].endswith(" in waits")
         scope.cancel("test")
+
+
+async def test_a_dump_by_the_work_itself_shows_its_line_and_keeps_nobody() -> None:
+    async with a_runtime() as runtime:
+        scope = runtime.scope("orders")
+
+        def look() -> str:
+            text: str = runtime.dump({"format": "json"})
+            return text
+
+        gc.collect()
+        gc.disable()
+        try:
+            seen = weakref.ref(scope.spawn(asyncio.sleep(3600)))
+            await asyncio.sleep(0)
+            found = json.loads(await asyncio.wrap_future(scope.thread(look)))["groups"]
+            assert any(group["where"].endswith("<locals>.look") for group in found)
+            scope.cancel("test")
+            await until(lambda: seen() is None)
+        finally:
+            gc.enable()
 
 
 async def test_waits_that_need_something_first_are_told_too() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Sequence
+from threading import get_ident
 from types import CodeType, CoroutineType, FrameType
 from typing import Any, NamedTuple
 
@@ -45,22 +46,36 @@ Key = tuple[Any, ...]
 
 
 def all_threads() -> dict[int, FrameType]:
-    """Return the innermost frame of each thread."""
-    return sys._current_frames()  # noqa: SLF001 (documented, for debuggers)
+    """Return the innermost frame of each thread; of this one the line that called into the library, if any did.
+
+    Not the very innermost: a function of ours that held its own frame would keep all its variables, a crowd of ended
+    tasks for one, until the garbage collector comes.
+    """
+    frames = sys._current_frames()  # noqa: SLF001 (documented, for debuggers)
+    del frames[get_ident()]
+    mine = _calling()
+    return frames if mine is None else frames | {get_ident(): mine}
 
 
 def caller() -> Step | None:
     """Return the line that called into the library; None where nobody did."""
+    frame = _calling()
+    return None if frame is None else Step(frame.f_code, frame.f_lineno or 0)
+
+
+def _calling() -> FrameType | None:
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 (documented)
     while frame is not None and frame.f_code.co_filename.startswith(OWN):
         frame = frame.f_back
-    return None if frame is None else Step(frame.f_code, frame.f_lineno or 0)
+    return frame
 
 
 def unbegun(coroutine: Any) -> Any:
     """Return what a coroutine of ours was given to run, where it has not begun; None: it has, or is none of ours."""
-    given = given_to(coroutine)
-    return None if given is None or coroutine.cr_running or coroutine.cr_suspended else given
+    # Asked first: Python makes the frame that `given_to` looks at for who asks, and each cancel asks.
+    if getattr(coroutine, "cr_suspended", True) or coroutine.cr_running:
+        return None
+    return given_to(coroutine)
 
 
 def given_to(coroutine: Any) -> Any:

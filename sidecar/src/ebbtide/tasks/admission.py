@@ -204,7 +204,8 @@ class Gate:
                 breaker.dropped(number)
         self._forget(number)
         for gate in self.outwards():
-            gate.waiters.wake_one()
+            if gate.waiters.queue:  # mostly nobody waits, and a crowd that ends passes here one by one
+                gate.waiters.wake_one()
 
     def timed_out(self, number: int, now: float) -> None:
         """Count a time-out against every breaker on the way out."""
