@@ -93,6 +93,7 @@ class Registry:
         loop: The loop that runs there.
         here: What `asking` returns where that loop runs; 0: nowhere.
         task_factory: Asks that loop for its task factory.
+        factory_set: What it answered lately.
         queue: Who waits for room in the process; public for its truth, which is asked at each end of a task.
     """
 
@@ -107,6 +108,7 @@ class Registry:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.here: object = 0
         self.task_factory: Callable[[], object] = _nothing
+        self.factory_set = False
         # What is called when a task ends: bound once, and not anew for each task.
         self.on_task_ended = self._task_ended
         self.on_task_ended_at_home = self._task_ended_at_home

@@ -151,26 +151,30 @@ class Scope(Parent):
         few = held <= registry.gate.room
         admitted = False
         if registry.intake_open and self.gate.plain and (few or held <= registry.gate.max_tasks):
+            # `TokenBucket.take` and, below, `start` in the usual case, spelled out: a call costs more than its work.
             bucket = registry.bucket
             full_at = bucket.full_at
-            if full_at < now:  # noqa: PLR1730 (a call costs more than its work: hence no `max` and no `TokenBucket.take`)
+            if full_at < now:
                 full_at = now
-            if full_at - now <= bucket.slack_s:
-                bucket.full_at = full_at + bucket.interval_s
                 admitted = True
-                # `start` spelled out for the usual case, for the same reason.
+            else:
+                admitted = full_at - now <= bucket.slack_s
+            if admitted:
+                bucket.full_at = full_at + bucket.interval_s
+                sampled_at = None
+                if now >= self.next_sample_at or held < FEW:
+                    self.next_sample_at = now + SAMPLED_EVERY_S
+                    self.sampled_at = sampled_at = now
+                    # In a crowd not for each: to ask costs a fortieth of the task, and a factory is rarely set then.
+                    registry.factory_set = registry.task_factory() is not None
                 if (
                     few
                     and timeout_s is None
                     and self.timeout_s is None
                     and asking() == registry.here
                     and type(coroutine) is CoroutineType
-                    and registry.task_factory() is None
+                    and not registry.factory_set
                 ):
-                    sampled_at = None
-                    if now >= self.next_sample_at or held < FEW:
-                        self.next_sample_at = now + SAMPLED_EVERY_S
-                        self.sampled_at = sampled_at = now
                     running = counted(self, number, coroutine, sampled_at)
                     try:
                         if KNOWS_LOOP and context is None:
