@@ -248,13 +248,13 @@ def page_with(page: str, rows: Sequence[Row], machine: str) -> str:
 
 def overview(details: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table that has a row for each goal and a column for each Python."""
-    pythons = sorted({cells[2] for cells in details}, key=lambda version: order_of(Row(version, "G0")))
+    versions = sorted({cells[2] for cells in details}, key=lambda version: order_of(Row(version, "G0")))
     verdicts: dict[str, dict[str, list[str]]] = {}
     for goal, _, python, _, _, verdict in details:
         verdicts.setdefault(goal, {}).setdefault(python, []).append(verdict)
-    lines = [f"| goal | | {' | '.join(pythons)} |", f"| --- | --- |{' --- |' * len(pythons)}"]
+    lines = [f"| goal | | {' | '.join(versions)} |", f"| --- | --- |{' --- |' * len(versions)}"]
     for goal, by_python in verdicts.items():
-        shown = [_in_short(by_python.get(python, [])) for python in pythons]
+        shown = [_in_short(by_python.get(python, [])) for python in versions]
         lines.append(f"| {goal} | {MEANING[goal]} | {' | '.join(shown)} |")
     return lines
 

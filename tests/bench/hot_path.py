@@ -124,8 +124,11 @@ async def measure(windows: int, count: int, work: Work, *, all_variants: bool) -
         scope = runtime.scope("bench")
         variants = {BARE: bare(work), GROUP: group(work), SPAWN: spawning(scope, work)}
         if all_variants:
-            variants |= {BEAT: spawning(scope, beat), LIMIT: spawning(scope, work, LIMIT_S)}
-            variants[TIMEOUT] = bare(timing_out(work))
+            variants |= {
+                BEAT: spawning(scope, beat),
+                LIMIT: spawning(scope, work, LIMIT_S),
+                TIMEOUT: bare(timing_out(work)),
+            }
         if has("aiojobs"):
             variants[JOBS] = jobs(work)
         took: dict[str, list[float]] = {name: [] for name in variants}

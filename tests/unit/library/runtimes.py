@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import ebbtide
 from ebbtide.lifecycle.machine import Durations
@@ -18,3 +20,14 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 (the machine has a thread of its own and tells nobody)
             await asyncio.sleep(0.002)
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Leave it to the counts of references what is freed while the block runs."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import gc
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -13,7 +12,7 @@ import ebbtide
 from ebbtide.tasks.block import Block
 from ebbtide.tasks.entries import current_entry
 from ebbtide.tasks.registry import Registry
-from tests.unit.library.runtimes import a_runtime, until
+from tests.unit.library.runtimes import a_runtime, until, without_collector
 
 
 def registry_of(runtime: ebbtide.Runtime) -> Registry:
@@ -168,13 +167,10 @@ async def test_a_block_that_is_kept_keeps_neither_task_nor_context() -> None:
     held: list[weakref.ref[Held]] = []
     async with a_runtime() as runtime:
         scope = runtime.scope("http")
-        gc.disable()
-        try:
+        with without_collector():
             await asyncio.create_task(handler())
             await asyncio.sleep(0)
             assert held[0]() is None
-        finally:
-            gc.enable()
 
 
 async def test_how_long_blocks_took_is_known_without_asking_the_clock_for_each() -> None:

@@ -1,7 +1,6 @@
 """What is said of a drain when it is over, and so far."""
 
 import asyncio
-import gc
 import json
 import logging
 import threading
@@ -16,7 +15,7 @@ import ebbtide
 from ebbtide.lifecycle.drainreport import DrainReport, Finisher, HookRecord, PhaseTime, Straggler
 from ebbtide.lifecycle.drainwatch import SLOWEST, STRAGGLERS
 from ebbtide.protocol import MOST_DRAIN_BYTES, TASK_OUTCOMES, Outcome, PodState, RecordError, Report
-from tests.unit.library.runtimes import a_runtime, until
+from tests.unit.library.runtimes import a_runtime, until, without_collector
 
 names = st.text(max_size=300)
 times = st.floats(min_value=0.0, max_value=1e9)
@@ -167,15 +166,11 @@ async def test_those_that_were_cancelled_are_freed_when_the_drain_is_over() -> N
     # Without the collector: what a crowd of ended tasks held would stay until it comes, and its coming stops the loop.
     async with a_runtime(drain_timeout_s=0.02) as runtime:
         orders = runtime.scope("orders")
-        gc.collect()
-        gc.disable()
-        try:
+        with without_collector():
             seen = [weakref.ref(orders.spawn(asyncio.sleep(3600))) for _ in range(2 * STRAGGLERS)]
             runtime.drain("test", leave=False)
             await until(lambda: runtime.state is PodState.DRAINED and runtime.drain_report())
             await until(lambda: not any(reference() for reference in seen))
-        finally:
-            gc.enable()
 
 
 async def test_a_report_can_be_read_while_the_drain_goes_on_and_when_it_is_taken_back() -> None:

@@ -1,7 +1,6 @@
 """What is in flight, where it waits, and for what."""
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ import pytest
 
 import ebbtide
 from ebbtide.stacks.frames import frames_of_task, key_of, key_of_task
-from tests.unit.library.runtimes import a_runtime, until
+from tests.unit.library.runtimes import a_runtime, until, without_collector
 
 
 async def groups_of(runtime: ebbtide.Runtime, **query: str) -> list[dict[str, Any]]:
@@ -76,17 +75,13 @@ async def test_a_dump_by_the_work_itself_shows_its_line_and_keeps_nobody() -> No
             text: str = runtime.dump({"format": "json"})
             return text
 
-        gc.collect()
-        gc.disable()
-        try:
+        with without_collector():
             seen = weakref.ref(scope.spawn(asyncio.sleep(3600)))
             await asyncio.sleep(0)
             found = json.loads(await asyncio.wrap_future(scope.thread(look)))["groups"]
             assert any(group["where"].endswith("<locals>.look") for group in found)
             scope.cancel("test")
             await until(lambda: seen() is None)
-        finally:
-            gc.enable()
 
 
 async def test_waits_that_need_something_first_are_told_too() -> None:

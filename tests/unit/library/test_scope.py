@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import ebbtide
-from tests.unit.library.runtimes import a_runtime, until
+from tests.unit.library.runtimes import a_runtime, until, without_collector
 
 
 async def test_live_work_may_still_start_what_it_needs() -> None:
@@ -284,9 +284,7 @@ async def test_a_scope_is_the_same_by_its_name_and_has_one_limit() -> None:
 async def test_an_ended_task_is_freed_at_once() -> None:
     async with a_runtime() as runtime:
         scope = runtime.scope("orders")
-        gc.collect()
-        gc.disable()
-        try:
+        with without_collector():
             task = scope.spawn(asyncio.sleep(0))
             seen = weakref.ref(task)
             await task
@@ -294,8 +292,6 @@ async def test_an_ended_task_is_freed_at_once() -> None:
             del task
             await asyncio.sleep(0)
             assert seen() is None
-        finally:
-            gc.enable()
 
 
 async def test_a_timeout_is_told_from_a_cancel_of_somebody_else() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import sys
 import threading
 from collections.abc import Sequence
-from threading import get_ident
 from types import CodeType, CoroutineType, FrameType
 from typing import Any, NamedTuple
 
@@ -52,19 +51,20 @@ def all_threads() -> dict[int, FrameType]:
     tasks for one, until the garbage collector comes.
     """
     frames = sys._current_frames()  # noqa: SLF001 (documented, for debuggers)
-    del frames[get_ident()]
-    mine = _calling()
-    return frames if mine is None else frames | {get_ident(): mine}
+    mine = _outside(frames.pop(threading.get_ident()))
+    if mine is not None:
+        frames[threading.get_ident()] = mine
+    return frames
 
 
 def caller() -> Step | None:
     """Return the line that called into the library; None where nobody did."""
-    frame = _calling()
+    frame = _outside(sys._getframe(1))  # noqa: SLF001 (documented)
     return None if frame is None else Step(frame.f_code, frame.f_lineno or 0)
 
 
-def _calling() -> FrameType | None:
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 (documented)
+def _outside(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame that is none of the library's, from one of its own outwards."""
     while frame is not None and frame.f_code.co_filename.startswith(OWN):
         frame = frame.f_back
     return frame
