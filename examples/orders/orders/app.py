@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import uuid
@@ -21,8 +22,10 @@ from .intake import GracefulIntake, Intake, IntakeClosed, Note, PlainIntake
 from .marks import LedgerClient, MarkKind
 
 MAX_WORK_S = 60.0
-SHUTDOWN_TIMEOUT_S = 10.0
-"""Seconds for answers that are ready to reach their clients, after the last order is done."""
+ANSWERS_S = 5.0
+"""Seconds, after the last order is done, for requests that are still being read to be answered."""
+SHUTDOWN_TIMEOUT_S = 5.0
+"""Seconds after that for answers to reach their clients."""
 
 logger = logging.getLogger("orders")
 
@@ -67,13 +70,22 @@ class OrderService:
     def __init__(self, intake: Intake, ledger: LedgerClient) -> None:
         self._intake = intake
         self._ledger = ledger
+        self._leaving = False
+        self._open = 0
+        self._answered = asyncio.Event()
+        self._answered.set()
 
     def application(self) -> web.Application:
         """Return the routes."""
-        application = web.Application(middlewares=[self._close_connections_when_leaving])
-        application.router.add_post("/orders", self.take_order)
+        application = web.Application(middlewares=[self._count, self._close_connections_when_leaving])
+        application.router.add_post("/orders", self.take_order, expect_handler=self._ask_for_order)
         application.router.add_get("/ready", self.ready)
         return application
+
+    async def answer_all(self) -> None:
+        """Ask for no order any more, and return when every request has its answer."""
+        self._leaving = True
+        await self._answered.wait()
 
     async def ready(self, _: web.Request) -> web.Response:
         return web.Response(status=200 if self._intake.ready else 503)
@@ -86,8 +98,7 @@ class OrderService:
         try:
             task = self._intake.admit(self._fulfil(order), name=order.id)
         except IntakeClosed as closed:
-            headers = {"Retry-After": f"{closed.retry_after_s:.0f}", "Connection": "close"}
-            return web.json_response({"error": str(closed)}, status=503, headers=headers)
+            return self._refusal(closed)
         # A client that goes away does not take its order along.
         await asyncio.shield(task)
         return web.json_response({"id": order.id})
@@ -97,6 +108,30 @@ class OrderService:
         await self._ledger.write(MarkKind.STARTED, order.id, execution)
         await asyncio.sleep(order.work_s)
         await self._ledger.write(MarkKind.COMPLETED, order.id, execution)
+
+    async def _ask_for_order(self, request: web.Request) -> web.StreamResponse | None:
+        """Answer `Expect: 100-continue`: a client that was not asked for its order may send it elsewhere."""
+        if self._leaving:
+            return self._refusal(IntakeClosed(retry_after_s=1.0))
+        if request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
+
+    @staticmethod
+    def _refusal(closed: IntakeClosed) -> web.Response:
+        headers = {"Retry-After": f"{closed.retry_after_s:.0f}", "Connection": "close"}
+        return web.json_response({"error": str(closed)}, status=503, headers=headers)
+
+    @web.middleware
+    async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._open += 1
+        self._answered.clear()
+        try:
+            return await handler(request)
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._answered.set()
 
     @web.middleware
     async def _close_connections_when_leaving(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -128,9 +163,15 @@ async def serve(mode: Mode, host: str, port: int, ledger_url: str, pod: str) -> 
         )
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port).start()
+            site = web.TCPSite(runner, host, port)
+            await site.start()
             logger.info("%s takes orders on %s:%d, mode %s", pod, host, port, mode)
             await intake.wait_exit()
+            await site.stop()
+            # From its clean-up on, aiohttp reads nothing any more: who still sends an order would wait, and never know.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANSWERS_S):
+                    await service.answer_all()
         finally:
             await runner.cleanup()
     logger.info("%s is done", pod)

@@ -72,3 +72,39 @@ async def test_what_sigterm_does_to_orders_in_flight(mode: str, code: int, lost:
     assert len(begun) > 3
     assert any(not order.completions for order in begun) is lost
     assert [mark["kind"] for mark in dump["pod_marks"]] == ([] if mode == "plain" else ["told", "closed"])
+
+
+@pytest.mark.parametrize("mode", ["graceful", "ebbtide"])
+async def test_an_order_that_is_still_being_sent_at_the_end_is_refused_at_once(mode: str, unused_tcp_port: int) -> None:
+    body = b'{"id": "late", "work_s": 0.2}'
+    async with served(LoadGenerator().application()) as load:
+        process = await start_service(mode, unused_tcp_port, load)
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", unused_tcp_port)
+            writer.write(b"POST /orders HTTP/1.1\r\nHost: orders\r\nExpect: 100-continue\r\n")
+            writer.write(b"Content-Length: %d\r\n\r\n" % len(body))
+            async with asyncio.timeout(10):
+                assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
+                process.send_signal(signal.SIGTERM)
+                await refused(unused_tcp_port)
+                writer.write(body)
+                answer = await reader.read()
+                assert await process.wait() == 0
+            assert b"HTTP/1.1 503 " in answer
+            assert b"Retry-After:" in answer
+            writer.close()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def refused(port: int) -> None:
+    """Wait until nobody listens there any more."""
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            return
+        writer.close()
+        await asyncio.sleep(0.01)
