@@ -118,7 +118,6 @@ class Deployment:
                 {"name": "SECONDS", "value": seconds},
                 {"name": "VERSION", "value": version},
                 {"name": "START_AFTER", "value": str(start_after_s)},
-                {"name": "EBBTIDE_ADMIN_ADDRESS", "value": "0.0.0.0:8471"},
             ],
             "readinessProbe": probe,
             "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}},

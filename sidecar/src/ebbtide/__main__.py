@@ -8,7 +8,7 @@ import json
 import os
 import sys
 
-from ebbtide.settings import Settings
+from ebbtide.settings import EVERYWHERE, Settings
 
 COMMANDS = {
     "status": ("GET", "/drain"),
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS)
     command = parser.parse_args(arguments).command
     settings = Settings.from_env(os.environ)
-    host = "127.0.0.1" if settings.admin_host in {"0.0.0.0", "::"} else settings.admin_host  # noqa: S104 (compared)
+    host = "127.0.0.1" if settings.admin_host in {"0.0.0.0", EVERYWHERE} else settings.admin_host  # noqa: S104 (compared)
     headers = {"Authorization": f"Bearer {settings.admin_token}"} if settings.admin_token else {}
     connection = http.client.HTTPConnection(host, settings.admin_port, timeout=5)
     try:

@@ -17,7 +17,7 @@ CA = "EBBTIDE_CA"
 TOKEN_FILE = "EBBTIDE_TOKEN_FILE"  # noqa: S105 (a path)
 PREFIX = "EBBTIDE_PREFIX"
 ADMIN_ADDRESS = "EBBTIDE_ADMIN_ADDRESS"
-"""`host:port` of the admin server; default `127.0.0.1:8471`."""
+"""`host:port` of the admin server; default: in a pod `[::]:8471`, every address; elsewhere `127.0.0.1:8471`."""
 ADMIN_TOKEN = "EBBTIDE_ADMIN_TOKEN"  # noqa: S105 (a name)
 """Bearer token for everything but /livez, /readyz and /metrics; unset: loopback callers only."""
 QUIESCE = "EBBTIDE_QUIESCE_S"

@@ -21,6 +21,8 @@ from ebbtide.vocabulary import DEFAULT_PREFIX
 
 LONGEST_S = 7 * 86400.0
 LONGEST_SOCKET = 100
+EVERYWHERE = "::"
+"""The host that stands for every address, IPv4 ones too."""
 """Bytes; the kernel takes 107."""
 
 
@@ -164,19 +166,24 @@ class _Reader:
             self._refuse(name, "must be 1 or 0", text, "0")
         return text == "1"
 
+    @property
+    def _in_pod(self) -> bool:
+        return bool(self.text("KUBERNETES_SERVICE_HOST"))  # set by the kubelet
+
     def default_quiesce_s(self) -> float:
         # On a developer's machine there are no endpoints to wait for, and Ctrl-C is not to take five seconds.
-        return environment.DEFAULT_QUIESCE_S if self.text("KUBERNETES_SERVICE_HOST") else 0.0
+        return environment.DEFAULT_QUIESCE_S if self._in_pod else 0.0
 
     def address(self) -> tuple[str, int]:
         text = self.text(environment.ADMIN_ADDRESS)
-        default = ("127.0.0.1", environment.ADMIN_PORT)
+        # The kubelet probes the pod's address, also of pods that no operator knows of.
+        default = (EVERYWHERE if self._in_pod else "127.0.0.1", environment.ADMIN_PORT)
         if not text:
             return default
         host, _, port = text.rpartition(":")
         if host and port.isdecimal() and int(port) < 65536:
             return host.removeprefix("[").removesuffix("]"), int(port)
-        self._refuse(environment.ADMIN_ADDRESS, "must be host:port", text, f"{default[0]}:{default[1]}")
+        self._refuse(environment.ADMIN_ADDRESS, "must be host:port", text, _address(*default))
         return default
 
     def endpoints(self) -> tuple[str, ...]:
@@ -277,6 +284,10 @@ class _Reader:
 
     def _refuse(self, name: str, wanted: str, found: str, instead: str) -> None:
         self.problems.append(f"{name}: {wanted}, not {found!r}; using {instead}")
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _whole(value: float | None) -> int | None:

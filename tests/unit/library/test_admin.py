@@ -1,6 +1,7 @@
 import http.client
 import json
 import logging
+import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from ebbtide.admin.server import AdminServer
 from ebbtide.lifecycle.drainreport import DrainReport
 from ebbtide.lifecycle.machine import Source
 from ebbtide.protocol import Outcome, PodState
+from ebbtide.settings import EVERYWHERE
 
 
 class View:
@@ -228,6 +230,26 @@ def test_a_taken_port_is_reported_and_the_application_goes_on(view: View, client
     with caplog.at_level(logging.ERROR, "ebbtide"):
         assert AdminServer(view, "127.0.0.1", client.port).start() is None
     assert "EBBTIDE_ADMIN_ADDRESS" in caplog.text
+
+
+@pytest.mark.parametrize("ipv6", [True, False], ids=["ipv6", "no ipv6"])
+def test_everywhere_is_every_ipv4_address_too_with_ipv6_or_without(
+    view: View, ipv6: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not ipv6:
+        monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    server = AdminServer(view, EVERYWHERE, 0)
+    port = server.start()
+    assert port is not None
+    hosts = ["127.0.0.1", "::1"] if ipv6 and socket.has_dualstack_ipv6() else ["127.0.0.1"]
+    try:
+        for host in hosts:
+            connection = http.client.HTTPConnection(host, port, timeout=5)
+            connection.request("GET", "/debug/tasks")
+            assert connection.getresponse().status == 200  # both are this machine
+            connection.close()
+    finally:
+        server.stop()
 
 
 def test_unknown_paths_and_methods_are_refused(client: Client) -> None:

@@ -62,6 +62,13 @@ def test_a_wrong_value_names_its_variable_and_what_is_used_instead(name: str, va
     assert "; using " in problem
 
 
+def test_in_a_pod_the_kubelet_can_reach_the_admin_server_and_elsewhere_only_this_machine_can() -> None:
+    assert Settings.from_env({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}).admin_host == "::"
+    assert Settings.from_env({}).admin_host == "127.0.0.1"
+    (problem,) = Settings.from_env({"KUBERNETES_SERVICE_HOST": "10.96.0.1", environment.ADMIN_ADDRESS: "8471"}).problems
+    assert problem.endswith("; using [::]:8471")
+
+
 def test_an_ipv6_address_is_read_without_its_brackets() -> None:
     settings = Settings.from_env({environment.ADMIN_ADDRESS: "[::]:8471"})
     assert (settings.admin_host, settings.admin_port) == ("::", 8471)

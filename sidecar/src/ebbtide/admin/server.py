@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 from ebbtide.admin.exposition import Numbers, render
 from ebbtide.lifecycle.drainreport import DrainReport
 from ebbtide.lifecycle.machine import Source
+from ebbtide.settings import EVERYWHERE
 from ebbtide.vocabulary import PodState
 
 logger = logging.getLogger("ebbtide")
@@ -108,7 +109,7 @@ class AdminServer:
 
     Args:
         view: The runtime.
-        host, port: Where to listen; port 0: any free one.
+        host, port: Where to listen; `::`: at every address, IPv4 ones too; port 0: any free one.
         token: Bearer token; empty: callers on this machine only.
     """
 
@@ -179,9 +180,18 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        host, port = address
+        if host == EVERYWHERE and not socket.has_dualstack_ipv6():
+            host = "0.0.0.0"  # noqa: S104 (as asked for, on a machine without IPv6)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._slots = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        super().__init__(address, handler)
+        super().__init__((host, port), handler)
+
+    def server_bind(self) -> None:
+        if self.server_address[0] == EVERYWHERE:
+            # The machine's own default may be otherwise (`net.ipv6.bindv6only`).
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._slots.acquire(blocking=False):
