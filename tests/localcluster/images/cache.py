@@ -77,8 +77,20 @@ def _make(image: Image, engine: Engine, context: Path, archive: Path) -> None:
         engine.prepare(image.dockerfile)
         context.mkdir()
         image.fill(context)
+        _let_all_read(context)
         with step(f"packing a stand-in for {image.reference}"):
             engine.build(image.dockerfile, context, image.reference, archive)
+
+
+def _let_all_read(context: Path) -> None:
+    """Give a build context the modes of a published image: its pods run as a user of their own.
+
+    What was compiled and unpacked into it has what the umask of that moment left.
+    """
+    for path in (context, *context.rglob("*")):
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(0o755 if path.is_dir() or mode & 0o100 else 0o644)
 
 
 def _forget(image: Image) -> None:

@@ -14,6 +14,9 @@ from tests.localcluster.errors import ClusterError
 from tests.localcluster.images import prometheus, wheels
 from tests.localcluster.images.sources import RECIPES, ROOT, content_key, distribution
 
+_MODES = "u=rwX,go=rX"
+"""Of what `fill` puts into a build context. Archives with another key were made with modes that the umask chose."""
+
 
 @dataclass(frozen=True)
 class Own:
@@ -54,7 +57,7 @@ class Published:
 
     def key(self) -> str:
         """Hash the inputs of the stand-in as they are now."""
-        return content_key([self.dockerfile], self.reference, self.stamp())
+        return content_key([self.dockerfile], self.reference, self.stamp(), _MODES)
 
 
 Image = Own | Published

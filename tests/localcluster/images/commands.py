@@ -12,7 +12,7 @@ from tests.localcluster.errors import ClusterError
 
 
 def run(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
-    """Run a command and return what it printed.
+    """Run a command and return what it printed. What it makes may be read by all, whatever the umask here.
 
     Args:
         env: added to the environment.
@@ -25,6 +25,7 @@ def run(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, st
             command,
             cwd=cwd,
             env={**os.environ, **(env or {})},
+            umask=0o022,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
