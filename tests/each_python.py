@@ -33,7 +33,9 @@ def prepared(python: Python) -> Path:
         subprocess.SubprocessError: Something of the lock file cannot be installed on this version.
     """
     folder = CACHE / python.version
-    wanted = hashlib.sha256(LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    # With the path: in a copy of the clone the environment would still lead to the sources of the original.
+    content = LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes() + bytes(ROOT)
+    wanted = hashlib.sha256(content).hexdigest()
     locked = ("--require-hashes", "-r", str(LOCK))
     own = ("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
     make_environment(python, folder, wanted, locked, own, patience_s=PATIENCE_S)
