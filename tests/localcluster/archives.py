@@ -5,7 +5,7 @@ import io
 import json
 import platform
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,33 @@ def read(archive: Path) -> list[Image]:
         raise ClusterError(
             f"{archive} is no image archive; write it with `docker save` or as docker-archive: {error}"
         ) from error
+
+
+def extract(archive: Path, paths: Iterable[str], folder: Path) -> None:
+    """Write programs of the first image of an archive to a folder, by their own names.
+
+    Args:
+        paths: in the image, without the leading slash.
+
+    Raises:
+        ClusterError: the archive cannot be read, or the image lacks one of them.
+    """
+    missing = set(paths)
+    try:
+        with tarfile.open(archive) as tar:
+            layers = json.loads(_content(tar, "manifest.json"))[0]["Layers"]
+            # A path of a later layer hides that of an earlier one.
+            for name in reversed(layers):
+                with tarfile.open(fileobj=tar.extractfile(name)) as layer:
+                    for path in missing & set(layer.getnames()):
+                        program = folder / Path(path).name
+                        program.write_bytes(_content(layer, path))
+                        program.chmod(0o755)
+                        missing.remove(path)
+    except (OSError, tarfile.TarError, LookupError, TypeError, ValueError) as error:
+        raise ClusterError(f"{archive} cannot be read as an image archive: {error}") from error
+    if missing:
+        raise ClusterError(f"{archive}: the image lacks {', '.join(sorted(missing))}")
 
 
 def architecture() -> str:

@@ -7,6 +7,7 @@ programs.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from tests.localcluster.images import catalog, engines, prometheus, wheels
@@ -44,5 +45,13 @@ def prepare() -> None:
 
 
 def prometheus_binaries() -> dict[str, Path]:
-    """Return the host's own `prometheus` and `promtool`, unpacked from Debian's package and not installed."""
+    """Return `prometheus` and `promtool` for this machine; neither is installed.
+
+    They come from Debian's package, and where there is no apt-get from the image that Docker pulls.
+
+    Raises:
+        ClusterError: there is neither, or it cannot be had.
+    """
+    if shutil.which("apt-get") is None and engines.present().pulls:
+        return prometheus.binaries_of(build("prometheus"))
     return prometheus.binaries()

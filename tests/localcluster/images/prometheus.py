@@ -1,12 +1,14 @@
-"""Prometheus from Debian's package, which is unpacked and not installed."""
+"""Prometheus from Debian's package, which is unpacked and not installed, or from the published image."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+from tests.localcluster import archives
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.images.commands import run
 from tests.localcluster.images.sources import cache_root, content_key
@@ -34,6 +36,21 @@ def binaries() -> dict[str, Path]:
     return {program: _unpacked() / "bin" / program for program in PROGRAMS}
 
 
+def binaries_of(archive: Path) -> dict[str, Path]:
+    """Return the programs by name out of the image's archive; they are linked statically, and run on any Linux.
+
+    Raises:
+        ClusterError: it is no archive of that image.
+    """
+
+    def unpack(scratch: Path) -> Path:
+        archives.extract(archive, [f"bin/{program}" for program in PROGRAMS], scratch)
+        return scratch
+
+    folder = _once(archive.with_suffix(""), unpack)
+    return {program: folder / program for program in PROGRAMS}
+
+
 def fill(context: Path) -> None:
     """Lay out a build context with the paths of the published image."""
     root = context / "root"
@@ -58,25 +75,32 @@ def _unpacked() -> Path:
         return target
     if shutil.which("apt-get") is None:
         raise ClusterError(
-            "Prometheus comes from Debian's package, and there is no apt-get here; use a Debian-like machine"
+            "Prometheus comes from Debian's package or through Docker, and neither apt-get nor a Docker engine is here"
         )
+
+    def unpack(scratch: Path) -> Path:
+        packages, debian, chosen = scratch / "packages", scratch / "debian", scratch / "chosen"
+        packages.mkdir()
+        _download(packages)
+        for package in packages.glob("*.deb"):
+            run(["dpkg-deb", "--extract", str(package), str(debian)])
+        _choose(debian, chosen)
+        return chosen
+
+    with step("unpacking Debian's prometheus (40 MB, about 10 s)"):
+        return _once(target, unpack)
+
+
+def _once(target: Path, unpack: Callable[[Path], Path]) -> Path:
+    """Return a folder of the cache that is made in a scratch folder where it is missing; older ones go."""
     with exclusive(cache_root() / ".prometheus.lock", "another process that unpacks Prometheus"):
-        if target.is_dir():
-            return target
-        for old in cache_root().glob("prometheus-????????????????/"):
-            shutil.rmtree(old)
-        with (
-            step("unpacking Debian's prometheus (40 MB, about 10 s)"),
-            tempfile.TemporaryDirectory(dir=cache_root(), prefix=".prometheus.") as temporary,
-        ):
-            packages, debian = Path(temporary) / "packages", Path(temporary) / "debian"
-            packages.mkdir()
-            _download(packages)
-            for package in packages.glob("*.deb"):
-                run(["dpkg-deb", "--extract", str(package), str(debian)])
-            chosen = Path(temporary) / "chosen"
-            _choose(debian, chosen)
-            chosen.rename(target)
+        if not target.is_dir():
+            for old in cache_root().glob("prometheus-????????????????/"):
+                shutil.rmtree(old)
+            with tempfile.TemporaryDirectory(dir=cache_root(), prefix=".prometheus.") as temporary:
+                scratch = Path(temporary) / "scratch"
+                scratch.mkdir()
+                unpack(scratch).rename(target)
     return target
 
 

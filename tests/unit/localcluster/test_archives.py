@@ -1,4 +1,6 @@
+import gzip
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -94,3 +96,33 @@ def test_says_so_when_a_file_is_no_image_archive(tmp_path: Path) -> None:
     tarfile.open(fileobj=empty, mode="w").close()
     with pytest.raises(ClusterError, match="docker save"):
         archives.read(_written(tmp_path, empty.getvalue()))
+
+
+def test_programs_are_taken_out_of_an_image(tmp_path: Path) -> None:
+    archive = _written(tmp_path, archives.render("a", FILES, {}))
+    archives.extract(archive, ["bin/tool"], tmp_path)
+    assert (tmp_path / "tool").read_bytes() == FILES["bin/tool"][0]
+    assert (tmp_path / "tool").stat().st_mode & 0o777 == 0o755
+    with pytest.raises(ClusterError, match=r"image\.tar: the image lacks bin/none"):
+        archives.extract(archive, ["bin/none"], tmp_path)
+    with pytest.raises(ClusterError, match="cannot be read"):
+        archives.extract(_written(tmp_path, b"hello"), ["bin/tool"], tmp_path)
+
+
+def test_of_two_layers_the_later_one_counts(tmp_path: Path) -> None:
+    def layer(content: bytes) -> bytes:
+        with tarfile.open(fileobj=io.BytesIO(archives.render("a", {"bin/tool": (content, 0o755)}, {}))) as tar:
+            file = tar.extractfile("layer.tar")
+            assert file is not None
+            return file.read()
+
+    # Docker's newer stores keep layers compressed.
+    contents = {"one": layer(b"old"), "two": gzip.compress(layer(b"new"))}
+    contents["manifest.json"] = json.dumps([{"Config": "c", "RepoTags": ["a:1"], "Layers": ["one", "two"]}]).encode()
+    with tarfile.open(tmp_path / "image.tar", "w") as tar:
+        for name, content in contents.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    archives.extract(tmp_path / "image.tar", ["bin/tool"], tmp_path)
+    assert (tmp_path / "tool").read_bytes() == b"new"

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.localcluster import archives, images
+from tests.localcluster.errors import ClusterError
+from tests.localcluster.images import engines
 from tests.localcluster.images.cache import archive_of
 from tests.localcluster.images.catalog import Published
 from tests.localcluster.images.commands import run
@@ -17,12 +20,11 @@ from tests.localcluster.images.sources import ROOT
 
 
 class Looking:
-    """Notes down the modes in the build context."""
+    """Notes down the modes in the build context; its registry has one image, with two programs."""
 
-    pulls = False
-
-    def __init__(self) -> None:
+    def __init__(self, *, pulls: bool = False) -> None:
         self.modes: dict[str, int] = {}
+        self.pulls = pulls
 
     def key(self, dockerfile: str) -> str:
         return dockerfile
@@ -40,7 +42,8 @@ class Looking:
         archive.write_text(reference)
 
     def pull(self, reference: str, archive: Path) -> None:
-        raise NotImplementedError
+        files = {f"bin/{name}": (f"#!/bin/sh\necho {name}".encode(), 0o755) for name in ("prometheus", "promtool")}
+        archive.write_bytes(archives.render(reference, files, {}))
 
 
 @pytest.fixture
@@ -51,16 +54,20 @@ def strict() -> Iterator[None]:
     os.umask(before)
 
 
-@pytest.mark.usefixtures("strict")
-def test_an_image_is_for_all_users_where_the_umask_is_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "ebbtide" / "images").mkdir(parents=True)
+
+
+@pytest.mark.usefixtures("cache", "strict")
+def test_an_image_is_for_all_users_where_the_umask_is_for_none() -> None:
     def fill(context: Path) -> None:
         folder = context / "root" / "bin"
         folder.mkdir(parents=True)
         (folder / "tool").touch(0o777)
         (folder / "tool.conf").touch()
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (tmp_path / "ebbtide" / "images").mkdir(parents=True)
     dockerfile = ROOT / "tests" / "localcluster" / "images" / "etcd.Dockerfile"
     engine = Looking()
     archive_of(Published("tool", "registry/tool:1", dockerfile, fill, lambda: "1", cold_s=1), engine)
@@ -92,3 +99,19 @@ def test_the_example_runs_as_any_user_from_a_clone_that_only_its_owner_may_read(
     subprocess.run(["sh", "-c", line.replace("/app", str(app))], check=True)
     found = {str(path.relative_to(app)): path.stat().st_mode & 0o777 for path in (app, *app.rglob("*"))}
     assert found == {".": 0o755, "orders": 0o755, "orders/app.py": 0o644}
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_alerts_are_tested_by_the_pulled_image_where_there_is_no_apt_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nothing")
+    monkeypatch.setattr(engines, "present", lambda: Looking(pulls=True))
+    for _ in range(2):
+        program = images.prometheus_binaries()["promtool"]
+        assert subprocess.run(["/bin/sh", str(program)], capture_output=True, check=True).stdout == b"promtool\n"
+
+
+@pytest.mark.usefixtures("cache")
+def test_without_apt_get_and_docker_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nothing")
+    with pytest.raises(ClusterError, match="neither apt-get nor a Docker engine"):
+        images.prometheus_binaries()
