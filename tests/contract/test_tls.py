@@ -1,7 +1,9 @@
 """Mutual TLS, with the certificates that the operator makes for its own etcd: the library's client, both adapters."""
 
 import datetime as dt
+import os
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -10,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from ebbtide.etcd import Changed, EtcdClient, TimedOut, Unavailable
+from ebbtide.etcd import Changed, EtcdClient, Overloaded, TimedOut, Unavailable
 from ebbtide_operator.cluster.authority import Leaf, Pair, make_authority, make_leaf
 from ebbtide_operator.ports import Put, StoreUnavailable
 from ebbtide_operator.store.etcd3 import Etcd3
 from ebbtide_operator.store.etcd3_connection import Pem
 from ebbtide_operator.store.gateway import Gateway
-from tests.contract.member import Member
+from tests.contract.member import Member, control_program
 from tests.contract.watching import collect, wait_until
 
 pytestmark = pytest.mark.etcd
@@ -24,6 +26,8 @@ pytestmark = pytest.mark.etcd
 NOW = dt.datetime.now(dt.UTC)
 AUTHORITY = make_authority("test authority", NOW)
 STRANGER = make_authority("another authority", NOW)
+PAGE = Path(__file__).parents[2] / "docs/store.md"
+SMALL_QUOTA_BYTES = 16 * 2**20
 LOOPBACK = ("localhost", "127.0.0.1")
 
 
@@ -40,13 +44,14 @@ def stored(folder: Path, name: str, pair: Pair) -> Any:
     return certificate, key
 
 
-def a_member(folder: Path, leaf: Leaf) -> Member:
+def a_member(folder: Path, leaf: Leaf, *flags: str) -> Member:
     certificate, key = stored(folder, "server", make_leaf(AUTHORITY, leaf, NOW))
     return Member(
         "--client-cert-auth=true",
         f"--trusted-ca-file={folder / 'ca.crt'}",
         f"--cert-file={certificate}",
         f"--key-file={key}",
+        *flags,
         scheme="https",
     )
 
@@ -192,3 +197,49 @@ def test_the_gateway_needs_the_client_purpose_in_the_servers_certificate(folder:
             client.get("/a")
     finally:
         member.close()
+
+
+@pytest.fixture
+def small(folder: Path) -> Iterator[Any]:
+    """An embedded etcd with little room, as its pod has it."""
+    member = a_member(
+        folder, Leaf("etcd", LOOPBACK, server=True, client=True), f"--quota-backend-bytes={SMALL_QUOTA_BYTES}"
+    )
+    try:
+        member.start()
+        yield member
+    finally:
+        member.close()
+
+
+def lines_of(page: str, chapter: str) -> str:
+    """Return the commands of a chapter's first console block."""
+    block = page.partition(f"\n{chapter}\n")[2].partition("```console\n")[2].partition("```")[0]
+    return block.replace("\n$ ", "\n").removeprefix("$ ")
+
+
+def test_the_page_makes_room_in_a_full_embedded_etcd(folder: Path, small: Member) -> None:
+    page = PAGE.read_text()
+    bin_folder = folder / "bin"
+    bin_folder.mkdir()
+    # In place of kubectl: what it would run in the pod, with the pod's paths.
+    kubectl = bin_folder / "kubectl"
+    kubectl.write_text(
+        f"""#!/bin/bash
+        [ "${{*:1:5}}" = "--namespace ebbtide-system exec ebbtide-etcd-0 --" ] && [ "$6" = etcdctl ] || exit 2
+        set -- "${{@:7}}"
+        set -- "${{@//https:\\/\\/127.0.0.1:2379/{small.url}}}"
+        set -- "${{@//\\/etc\\/etcd\\/tls\\/tls/{folder}/server}}"
+        exec {control_program()} "${{@//\\/etc\\/etcd\\/tls/{folder}}}"
+        """
+    )
+    kubectl.chmod(0o755)
+    environment = {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    with EtcdClient([small.url], tls=context(folder, AUTHORITY)) as client:
+        with pytest.raises(Overloaded, match="space"):
+            for _ in range(2 * SMALL_QUOTA_BYTES // 2**20):
+                client.put("/a", bytes(2**20))
+        script = f"set -eu\n{lines_of(page, '### etcdctl')}\n{lines_of(page, '## A full database')}"
+        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        client.put("/a", b"room")
