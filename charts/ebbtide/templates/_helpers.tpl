@@ -105,6 +105,30 @@ true
 {{- end -}}
 {{- end -}}
 
+{{/* Bytes of a Kubernetes quantity. */}}
+{{- define "ebbtide.bytes" -}}
+{{- $text := toString . -}}
+{{- $suffix := regexFind "[A-Za-z]+$" $text -}}
+{{- $factors := dict "" 1.0 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 -}}
+{{- range $power, $name := list "Ki" "Mi" "Gi" "Ti" "Pi" "Ei" -}}
+{{- $factor := 1024.0 -}}
+{{- range until $power -}}{{- $factor = mulf $factor 1024.0 -}}{{- end -}}
+{{- $_ := set $factors $name $factor -}}
+{{- end -}}
+{{- mulf (trimSuffix $suffix $text | float64) (get $factors $suffix) | int64 -}}
+{{- end -}}
+
+{{/* Bytes that etcd takes on its disk beside the database: its log in segments of 64 MiB, of which it keeps five. */}}
+{{- define "ebbtide.etcd.besidesBytes" -}}
+{{- mul 512 1024 1024 -}}
+{{- end -}}
+
+{{/* Most that the embedded etcd may take of its node's disk, in MiB: room for a second file too, which defragmentation writes. */}}
+{{- define "ebbtide.etcd.scratchMi" -}}
+{{- $bytes := mul 2 (add (int64 .Values.etcd.quotaBytes) (include "ebbtide.etcd.besidesBytes" . | int64)) -}}
+{{- div (add $bytes 1048575) 1048576 -}}
+{{- end -}}
+
 {{/* "true" where a monitor of the Prometheus operator is rendered: (dict "root" $ "enabled" <auto|always|never> "kind" <kind>). */}}
 {{- define "ebbtide.monitor" -}}
 {{- if eq .enabled "always" -}}
