@@ -25,10 +25,7 @@ metadata:
   name: {{ include "ebbtide.fullname" . }}
   namespace: {{ .Release.Namespace }}
   labels:
-    {{- include "ebbtide.labels" (dict "root" . "component" "operator") | nindent 4 }}
-    {{- with $alerts.labels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- include "ebbtide.labels" (dict "root" . "component" "operator" "more" $alerts.labels) | nindent 4 }}
 spec:
   groups:
 """

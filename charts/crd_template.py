@@ -17,12 +17,8 @@ _METADATA = """\
     {{- include "ebbtide.labels" (dict "root" . "component" "crds") | nindent 4 }}
   {{- if or .Values.crds.keep .Values.crds.annotations }}
   annotations:
-    {{- if .Values.crds.keep }}
-    helm.sh/resource-policy: keep
-    {{- end }}
-    {{- with .Values.crds.annotations }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- $keep := ternary (dict "helm.sh/resource-policy" "keep") dict .Values.crds.keep }}
+    {{- include "ebbtide.union" (list $keep .Values.crds.annotations) | nindent 4 }}
   {{- end }}
 """
 _TAIL = "{{- end }}\n"

@@ -22,29 +22,52 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Labels by which Services, policies and workloads find their pods: never changed in a release's life. */}}
-{{- define "ebbtide.selectorLabels" -}}
-app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
-app.kubernetes.io/component: {{ .component }}
+{{/* Several dicts as one, in YAML that keeps all of it text; of a name that several have, the last value. */}}
+{{- define "ebbtide.union" -}}
+{{- $all := dict -}}
+{{- range . -}}
+{{- range $name, $value := . -}}
+{{- $_ := set $all $name $value -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $all -}}
 {{- end -}}
 
+{{/* Labels by which Services, policies and workloads find their pods: never changed in a release's life. */}}
+{{- define "ebbtide.selectorLabels" -}}
+{{- $name := default .root.Chart.Name .root.Values.nameOverride | trunc 63 -}}
+{{- $labels := dict "app.kubernetes.io/name" $name "app.kubernetes.io/instance" .root.Release.Name -}}
+{{- include "ebbtide.union" (list $labels (dict "app.kubernetes.io/component" .component)) -}}
+{{- end -}}
+
+{{/* Labels of an object: (dict "root" $ "component" <component> "more" <labels of its own, which win over commonLabels>). */}}
 {{- define "ebbtide.labels" -}}
-{{ include "ebbtide.selectorLabels" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/part-of: ebbtide
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- $chart := printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" -}}
+{{- $own := dict "app.kubernetes.io/part-of" "ebbtide" "app.kubernetes.io/managed-by" .root.Release.Service "helm.sh/chart" $chart -}}
+{{- $_ := set $own "app.kubernetes.io/version" .root.Chart.AppVersion -}}
+{{- include "ebbtide.union" (list (include "ebbtide.selectorLabels" . | fromYaml) $own .root.Values.commonLabels .more) -}}
+{{- end -}}
+
+{{/* Labels of a pod, with the same arguments. Without the chart's version: an upgrade that changes nothing in a pod restarts none. */}}
+{{- define "ebbtide.podLabels" -}}
+{{- include "ebbtide.union" (list (include "ebbtide.selectorLabels" . | fromYaml) .root.Values.commonLabels .more) -}}
+{{- end -}}
+
+{{/* Annotations of a pod: (dict "root" $ "container" <its main one> "port" <of its metrics> "more" <annotations that win>). */}}
+{{- define "ebbtide.podAnnotations" -}}
+{{- $scrape := dict -}}
+{{- if not (include "ebbtide.serviceMonitor" .root) -}}
+{{- $scrape = dict "prometheus.io/scrape" "true" "prometheus.io/port" .port "prometheus.io/path" "/metrics" -}}
+{{- end -}}
+{{- include "ebbtide.union" (list (dict "kubectl.kubernetes.io/default-container" .container) $scrape .more) -}}
 {{- end -}}
 
 {{- define "ebbtide.image" -}}
 {{- if .image.digest -}}
 {{- printf "%s@%s" .image.repository .image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" .image.repository (default .default .image.tag) -}}
+{{- $tag := default .default .image.tag | required "etcd.image.tag: is needed where etcd.image.digest is empty" -}}
+{{- printf "%s:%s" .image.repository $tag -}}
 {{- end -}}
 {{- end -}}
 
@@ -116,6 +139,17 @@ true
 {{- $_ := set $factors $name $factor -}}
 {{- end -}}
 {{- mulf (trimSuffix $suffix $text | float64) (get $factors $suffix) | int64 -}}
+{{- end -}}
+
+{{/* Seconds of a duration that the schema accepts: 90s, 5m, 1h30m, 500ms. */}}
+{{- define "ebbtide.seconds" -}}
+{{- $total := 0.0 -}}
+{{- range regexFindAll "[0-9.]+[a-z]+" . -1 -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- $seconds := get (dict "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0) $unit -}}
+{{- $total = addf $total (mulf (trimSuffix $unit . | float64) $seconds) -}}
+{{- end -}}
+{{- $total -}}
 {{- end -}}
 
 {{/* Bytes that etcd takes on its disk beside the database: its log in segments of 64 MiB, of which it keeps five. */}}

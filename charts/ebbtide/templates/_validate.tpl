@@ -1,5 +1,21 @@
 {{/* Contradictions that a schema cannot see. Each message names the values and the fix. */}}
 {{- define "ebbtide.validate" -}}
+{{- $fullname := include "ebbtide.fullname" . -}}
+{{- if not (kindIs "string" (index (printf "name: %s" $fullname | fromYaml) "name")) -}}
+{{- fail (printf "fullnameOverride: the resources would be called %s, which YAML takes for no text; set another name" $fullname) -}}
+{{- end -}}
+{{- range $field, $labels := dict "commonLabels" .Values.commonLabels "podLabels" .Values.podLabels "etcd.podLabels" .Values.etcd.podLabels -}}
+{{- range $label, $_ := $labels -}}
+{{- if has $label (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/part-of" "app.kubernetes.io/managed-by" "helm.sh/chart") -}}
+{{- fail (printf "%s: %s is the chart's own, by which its parts are found; leave it out" $field $label) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $field, $longest := dict "drainTimeout" "24h" "cancelGrace" "10m" "quiesce" "5m" -}}
+{{- if gt (include "ebbtide.seconds" (index $.Values.defaults $field) | float64) (include "ebbtide.seconds" $longest | float64) -}}
+{{- fail (printf "defaults.%s: must be %s at most, not %s" $field $longest (index $.Values.defaults $field)) -}}
+{{- end -}}
+{{- end -}}
 {{- $external := .Values.etcd.external -}}
 {{- $secure := 0 -}}
 {{- range $external.endpoints -}}

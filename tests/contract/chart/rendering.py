@@ -61,8 +61,18 @@ def template(
     return helm("template", release, str(CHART), "--namespace", namespace, *arguments, values=values or {}).stdout
 
 
+class _Strict(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, as strict clients do; others take one of the two."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        twice = {name for name in names if names.count(name) > 1}
+        assert not twice, f"{', '.join(sorted(twice))}: twice, at {node.start_mark}"
+        return super().construct_mapping(node, deep)
+
+
 def documents(text: str) -> list[Document]:
-    return [document for document in yaml.safe_load_all(text) if document]
+    return [document for document in yaml.load_all(text, _Strict) if document]
 
 
 def render(values: Mapping[str, Any] | None = None, **how: Any) -> list[Document]:

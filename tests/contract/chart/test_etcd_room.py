@@ -1,4 +1,4 @@
-"""The embedded etcd reaches its quota, which is told in advance, before it reaches the end of its disk, which is not."""
+"""The embedded etcd reaches its quota, of which an alert warns, before the end of its disk, of which none does."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import operator
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -138,6 +140,16 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
     return changed
 
 
+def without(path: str) -> dict[str, Any]:
+    changed = copy.deepcopy(VALUES)
+    *parents, last = path.split(".")
+    parent = changed
+    for name in parents:
+        parent = parent[name]
+    del parent[last]
+    return changed
+
+
 def errors(values: dict[str, Any]) -> list[str]:
     return [error.message for error in VALIDATOR.iter_errors(values)]
 
@@ -190,6 +202,25 @@ def test_refuses(path: str, value: Any) -> None:
 @pytest.mark.parametrize("path", CASES)
 def test_refuses_the_misspelling_of(path: str) -> None:
     assert any("Additional properties are not allowed" in message for message in errors(with_value(f"{path}x", 1)))
+
+
+# The platform assigns a user; a digest replaces the tag, and the template asks for one of them.
+MAY_GO = {"runAsUser", "etcd.image.tag"}
+
+
+def test_what_the_operator_and_etcd_need_is_refused_where_it_is_taken_away() -> None:
+    """Helm takes a value away that is set to null. What is empty by default may go, and maps that pass through."""
+    for path in CASES:
+        taken = without(path)
+        default: Any = functools.reduce(operator.getitem, path.split("."), VALUES)
+        may_go = default in ("", None) or isinstance(default, dict) or default == [] or path in MAY_GO
+        assert bool(errors(taken)) is not may_go, path
+
+
+def test_a_section_that_is_taken_away_is_refused() -> None:
+    for path, schema in objects(SCHEMA):
+        if path and schema.get("properties") and "[]" not in path and not path.endswith(("affinity", "resources")):
+            assert errors(without(path)), path
 
 
 def test_patterns_are_those_of_go() -> None:
