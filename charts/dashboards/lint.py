@@ -127,7 +127,7 @@ def _well_formed(target: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _own_rate_interval(target: Mapping[str, Any]) -> Iterator[str]:
-    for window in re.findall(r"\[([^]]*)\]", target.get("expr", "")):
+    for window in re.findall(r"\[([^]]*)\]", re.sub(r'"[^"]*"', "", target.get("expr", ""))):
         if window not in ("$__rate_interval", "$__range"):
             yield f"must look back over $__rate_interval or $__range, not {window}"
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 OPERATOR = 'job=~"$job"'
 WORKLOAD = f'{OPERATOR}, namespace=~"$namespace", workload=~"$workload"'
-PODS = 'job=~"$pods_job", namespace=~"$namespace", pod=~"($workload)-.+"'
-"""Pods carry no workload label; their names begin with it."""
+PODS = 'job=~"$pods_job", namespace=~"$namespace", pod=~"($workload)-([a-z0-9]+-)?[a-z0-9]+"'
+"""Pods carry no workload label; their names begin with it. After it come the hash of the template and what tells pods
+apart, or a long name leaves no room for the dash between. So `orders` does not show the pods of `orders-plain`."""
 
 WORKLOAD_LABELS = ("namespace", "kind", "workload")
 OLDEST = "ebbtide_oldest_drain_start_timestamp_seconds"

@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from charts.dashboards import generate
 from charts.dashboards.lint import SELECTOR, lint, metrics_used, panels
+from charts.dashboards.queries import PODS
 from ebbtide.admin.exposition import Numbers, render
 from ebbtide.protocol import PodState
 from ebbtide_operator.metrics import WORKLOAD, Metrics, WorkloadGauges
@@ -46,6 +47,23 @@ def test_asks_for_metrics_that_exist_and_for_all_of_them() -> None:
     known = OF_OPERATOR.keys() | OF_PODS
     assert used - known == set()
     assert known - used == set()
+
+
+@pytest.mark.parametrize(
+    ("workloads", "pod", "shown"),
+    [
+        ("orders", "orders-6d4cf56db6-x7k2p", True),
+        ("orders", "orders-plain-6d4cf56db6-x7k2p", False),
+        ("orders-plain", "orders-plain-6d4cf56db6-x7k2p", True),
+        ("orders|orders-plain", "orders-plain-6d4cf56db6-x7k2p", True),
+        ("orders", "reorders-6d4cf56db6-x7k2p", False),
+        # The API server cuts a pod's name to 58 characters before it adds five.
+        ("o" * 50, f"{'o' * 50}-6d4cf56x7k2p", True),
+    ],
+)
+def test_a_workload_shows_its_own_pods(workloads: str, pod: str, shown: bool) -> None:
+    (pattern,) = re.findall(r'pod=~"(.*)"', PODS)
+    assert bool(re.fullmatch(pattern.replace("$workload", workloads), pod)) is shown
 
 
 def test_matchers_name_labels_that_exist() -> None:
