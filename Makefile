@@ -72,7 +72,7 @@ soak: venv ## Spawn, cancel, drain, undrain for 5 minutes: memory and every cont
 ##@ Figures
 
 .PHONY: bench
-bench: bench-library bench-restart bench-trend bench-store bench-rollout ## All figures below, each against the plain alternative in the same run
+bench: bench-library bench-restart bench-import bench-trend bench-store bench-rollout ## All figures below, each against the plain alternative in the same run
 
 .PHONY: bench-library
 bench-library: venv ## Goals G1 to G18 of the library on every Python at hand, each beside its target (about 5 min for each Python; PYTHONS=3.11: only that; GOALS=G8,G9: only those; DISTRIBUTIONS=1: as Debian and Ubuntu build them)
@@ -136,6 +136,7 @@ generate: venv ## Make again what is generated: dashboard, alerts, the chart's C
 lock: ## Resolve the dependencies anew (needs uv on PATH)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra operator pyproject.toml -o operator/requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra operator --extra etcd3 --group test pyproject.toml -o requirements-dev.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header -c operator/requirements.lock examples/orders/requirements.in -o examples/orders/requirements.lock
 
 .PHONY: help
 help: ## Show this

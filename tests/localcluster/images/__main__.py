@@ -18,8 +18,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--prepare", action="store_true", help="only fill build/wheelhouse and build/dist, for a build by hand"
     )
+    parser.add_argument("--list", action="store_true", help="only print their full names; nothing is built or pulled")
     told = parser.parse_args(argv)
     try:
+        if told.list:
+            print(*(images.reference(name) for name in told.names or catalog.IMAGES), sep="\n")
+            return 0
         if told.prepare:
             images.prepare()
             return 0

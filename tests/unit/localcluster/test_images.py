@@ -12,6 +12,7 @@ import pytest
 
 from tests.localcluster import archives, images
 from tests.localcluster.errors import ClusterError
+from tests.localcluster.images import __main__ as command
 from tests.localcluster.images import engines
 from tests.localcluster.images.cache import archive_of
 from tests.localcluster.images.catalog import Published
@@ -115,3 +116,11 @@ def test_without_apt_get_and_docker_it_says_what_is_missing(monkeypatch: pytest.
     monkeypatch.setenv("PATH", "/nothing")
     with pytest.raises(ClusterError, match="neither apt-get nor a Docker engine"):
         images.prometheus_binaries()
+
+
+def test_the_names_of_images_are_told_without_an_engine_and_a_registry(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nothing")
+    assert command.main(["--list", "prometheus", "orders"]) == 0
+    assert capsys.readouterr().out == "docker.io/prom/prometheus:v2.42.0\ndocker.io/ebbtide/orders:dev\n"
