@@ -11,8 +11,17 @@ from typing import Any
 
 import pytest
 
-from ebbtide.etcd import Closed, EtcdClient, GatewayDisabled, TimedOut, Unauthenticated, Unavailable
-from ebbtide.etcd.dial import dial
+from ebbtide.etcd import (
+    Closed,
+    EtcdClient,
+    GatewayDisabled,
+    Overloaded,
+    PermissionDenied,
+    TimedOut,
+    Unauthenticated,
+    Unavailable,
+)
+from ebbtide.etcd.dial import dial, never
 from ebbtide.etcd.endpoints import Endpoint
 
 
@@ -32,6 +41,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if reply == "hang":
             fake.released.wait(10)
+            self.close_connection = True
+            return
+        if isinstance(reply, bytes):  # said as it is, and then the end
+            self.wfile.write(reply)
             self.close_connection = True
             return
         status, document = reply
@@ -75,6 +88,17 @@ def other() -> Iterator[Any]:
     server.close()
 
 
+def farewell(status: int, *lines: Any, chunked: bool | None = None) -> bytes:
+    """Return an answer that announces the end of its connection; `chunked` None: with a length."""
+    body = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    framing = f"Content-Length: {len(body)}\r\n"
+    if chunked is not None:
+        framing = "Transfer-Encoding: chunked\r\n" if chunked else ""
+    if chunked:
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    return f"HTTP/1.1 {status} X\r\nConnection: close\r\n{framing}\r\n".encode() + body
+
+
 def unused_url() -> str:
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -95,6 +119,58 @@ def test_a_kept_connection_that_was_closed_costs_no_call(fake: Fake) -> None:
         fake.replies = lambda path, headers: None if len(fake.requests) == 2 else (200, {"header": {"revision": "6"}})
         assert client.get("/a") is None  # hung up on, sent again
     assert len(fake.requests) == 3
+
+
+@pytest.mark.parametrize("chunked", [None, True, False])
+def test_an_answer_that_ends_its_connection_is_an_answer(fake: Fake, chunked: Any) -> None:
+    fake.replies = farewell(200, {"header": {"revision": "7"}}, chunked=chunked)
+    with EtcdClient([fake.url]) as client:
+        assert client.put("/a", b"1") == 7
+        assert client.get("/a") is None
+    assert len(fake.requests) == 2
+
+
+@pytest.mark.parametrize("chunked", [None, True, False])
+def test_a_refusal_that_ends_its_connection_says_that_nothing_happened(fake: Fake, chunked: Any) -> None:
+    fake.replies = farewell(413, {"code": 8, "message": "a report has at most 32 KiB"}, chunked=chunked)
+    with EtcdClient([fake.url]) as client, pytest.raises(Overloaded, match="at most 32 KiB") as raised:
+        client.put("/a", b"1")
+    assert not raised.value.may_have_happened
+    assert len(fake.requests) == 1
+
+
+def test_a_renewed_token_is_tried_at_once_after_a_refusal_that_ends_its_connection(fake: Fake) -> None:
+    fake.replies = lambda path, headers: (
+        (200, {"header": {"revision": "5"}})
+        if headers["Authorization"] == "Bearer new"
+        else farewell(401, {"code": 16, "message": "no"})
+    )
+    tokens = iter(["old", "new", "new"])
+    with EtcdClient([fake.url], token=lambda: next(tokens)) as client:
+        assert client.put("/a", b"1") == 5
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_watch_that_ends_its_connection_one_day_is_followed_until_then(fake: Fake, chunked: Any) -> None:
+    header = {"revision": "5"}
+    event = {"kv": {"key": "L2E=", "create_revision": "6", "mod_revision": "6"}}
+    said = (
+        {"result": {"header": header, "watch_id": "1", "created": True}},
+        {"result": {"header": {"revision": "6"}, "watch_id": "1", "events": [event]}},
+    )
+    fake.replies = lambda path, headers: (
+        farewell(200, *said, chunked=chunked) if path == "/v3/watch" else (200, {"header": header})
+    )
+    with EtcdClient([fake.url]) as client:
+        watch = client.watch(["/a"], stop=threading.Event())
+        assert [next(watch).revision for _ in range(2)] == [5, 6]
+        watch.close()
+
+
+def test_a_watch_refused_by_an_answer_that_ends_its_connection_says_why(fake: Fake) -> None:
+    fake.replies = farewell(403, {"code": 7, "message": "not yours"})
+    with EtcdClient([fake.url]) as client, pytest.raises(PermissionDenied, match="not yours"):
+        client._transport.open_stream("watch", "/v3/watch", b"{}", never)
 
 
 def test_a_write_that_got_no_answer_is_not_sent_twice(fake: Fake, other: Fake) -> None:

@@ -179,12 +179,16 @@ def _converse(connection: http.client.HTTPConnection, request: Request, limits: 
 def _body(response: http.client.HTTPResponse, sock: socket.socket, deadline_at: float) -> bytes:
     pieces: list[bytes] = []
     size = 0
-    while piece := response.read1(65536):
+    # Python 3.13 and later close it at its last byte, and the socket with it where the server announced its end.
+    while not response.isclosed():
+        sock.settimeout(left_s(deadline_at))
+        piece = response.read1(65536)
+        if not piece:
+            break
         pieces.append(piece)
         size += len(piece)
         if size > MOST_ANSWER_BYTES:
             raise http.client.HTTPException(f"the answer is longer than {MOST_ANSWER_BYTES} bytes")
-        sock.settimeout(left_s(deadline_at))
     body = b"".join(pieces)
     # read1, which lets every wait have its own limit, neither notices an early end nor marks the answer as read.
     if response.length:

@@ -74,6 +74,8 @@ class Head:
     """Whether the server says that it takes beats."""
     takes_beats: bool
     """Whether it takes them on this connection."""
+    response: http.client.HTTPResponse
+    """Whose socket it is where the server announced its end: let go of, it would close it."""
 
 
 def begin(
@@ -120,7 +122,7 @@ def begin(
     response = connection.getresponse()
     refusal = b"" if response.status == 200 else response.read(wire.MOST_FAILURE_BYTES)
     announced = response.headers[wire.HEARTBEAT] is not None
-    return Head(response.status, bool(response.chunked), refusal, announced, beats and announced)
+    return Head(response.status, bool(response.chunked), refusal, announced, beats and announced, response)
 
 
 class Stream:
@@ -140,6 +142,7 @@ class Stream:
         """The credentials that opened it."""
         self._sock = sock
         self._connection = connection
+        self._response = head.response
         self._chunks = ChunkedDecoder() if head.chunked else None
         self._lines = LineSplitter()
         sock.setblocking(False)
@@ -187,6 +190,7 @@ class Stream:
 
     def close(self) -> None:
         self._connection.close()
+        self._response.close()
         self._sock.close()
 
 
