@@ -7,6 +7,7 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from ebbtide.etcd import (
     client as client_module,
 )
 from ebbtide_operator.ports import StoreUnavailable
+from ebbtide_operator.settings import parse
+from ebbtide_operator.store.adapters import make_store
 from ebbtide_operator.store.etcd3 import Etcd3
 from ebbtide_operator.store.gateway import Gateway
 from tests.contract.member import Member
@@ -158,9 +161,9 @@ test_a_fork_disturbs_neither_side = pytest.mark.filterwarnings(
 # --- users and passwords
 
 
-def post(member: Member, path: str, document: dict[str, Any]) -> None:
+def post(member: Member, path: str, document: dict[str, Any], **credentials: Any) -> None:
     """Administer etcd, which the clients do not."""
-    with EtcdClient([member.url]) as admin:
+    with EtcdClient([member.url], **credentials) as admin:
         admin._transport.call(path, f"/v3/auth/{path}", json.dumps(document).encode(), write=True)
 
 
@@ -247,7 +250,7 @@ def test_strangers_are_told_that_they_are(guarded: Member, credentials: Any) -> 
 
 @pytest.mark.parametrize("adapter", [Gateway, Etcd3])
 async def test_the_operators_store_logs_in_again_too(guarded: Member, adapter: Any) -> None:
-    store = adapter([guarded.url], username="root", password="r")
+    store = adapter([guarded.url], username="root", password=lambda: "r")
     revision = await store.transact([], [Put("/own/a", b"1")])
     async with contextlib.aclosing(store.watch("/own/", revision - 1)) as batches:
         await anext(batches)
@@ -264,9 +267,45 @@ async def test_the_operators_store_logs_in_again_too(guarded: Member, adapter: A
     await store.close()
 
 
+@pytest.mark.parametrize("adapter", ["gateway", "etcd3"])
+async def test_the_operators_store_logs_in_with_a_password_that_was_changed(
+    guarded: Member, tmp_path: Path, adapter: str
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("r\n")
+    settings = parse(
+        [
+            f"--etcd-adapter={adapter}",
+            f"--etcd-endpoints={guarded.url}",
+            "--etcd-tls=none",
+            "--etcd-username=root",
+            f"--etcd-password-file={file}",
+        ],
+        {},
+    )
+    certificates: Any = None
+    store = make_store(settings, certificates)
+    await store.transact([], [Put("/own/a", b"1")])
+
+    async def change(old: str, new: str) -> None:
+        document = {"name": "root", "password": new}
+        await asyncio.to_thread(post, guarded, "user/changepw", document, username="root", password=old)
+
+    await change("r", "changed")
+    with pytest.raises(StoreUnavailable, match="authentication failed"):
+        await store.get("/own/a")
+    file.write_text("changed\n")
+    assert await store.get("/own/a") is not None
+    file.unlink()
+    await change("changed", "again")
+    with pytest.raises(StoreUnavailable, match="password cannot be read"):
+        await store.get("/own/a")
+    await store.close()
+
+
 @pytest.mark.parametrize("adapter", [Gateway, Etcd3])
 async def test_the_operators_store_says_that_its_password_is_wrong(guarded: Member, adapter: Any) -> None:
-    store = adapter([guarded.url], username="root", password="wrong")
+    store = adapter([guarded.url], username="root", password=lambda: "wrong")
     with pytest.raises(StoreUnavailable, match="authentication failed"):
         await store.get("/own/a")
     assert not store.healthy

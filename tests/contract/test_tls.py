@@ -1,5 +1,7 @@
 """Mutual TLS, with the certificates that the operator makes for its own etcd: the library's client, both adapters."""
 
+import asyncio
+import contextlib
 import datetime as dt
 import os
 import ssl
@@ -15,6 +17,8 @@ import pytest
 from ebbtide.etcd import Changed, EtcdClient, Overloaded, TimedOut, Unavailable
 from ebbtide_operator.cluster.authority import Leaf, Pair, make_authority, make_leaf
 from ebbtide_operator.ports import Put, StoreUnavailable
+from ebbtide_operator.settings import parse
+from ebbtide_operator.store.adapters import make_store
 from ebbtide_operator.store.etcd3 import Etcd3
 from ebbtide_operator.store.etcd3_connection import Pem
 from ebbtide_operator.store.gateway import Gateway
@@ -82,7 +86,8 @@ def pem_of(authority: Pair) -> tuple[bytes, bytes]:
 
 def a_store(adapter: Any, folder: Path, url: str, authority: Pair, *, trusts: Pair = AUTHORITY) -> Any:
     if adapter is Gateway:
-        return Gateway([url], tls=context(folder, authority, trusts=trusts))
+        tls = context(folder, authority, trusts=trusts)
+        return Gateway([url], tls=lambda: tls)
     pem = Pem(trusts.certificate, *pem_of(authority))
     return Etcd3([url], pem=lambda: pem)
 
@@ -126,7 +131,7 @@ async def test_nobody_else_gets_in(folder: Path, member: Member, authority: Any)
     tls = context(folder, authority)
     with EtcdClient([member.url], tls=tls) as client, pytest.raises(Unavailable):
         client.get("/a")
-    gateway = Gateway([member.url], tls=tls)
+    gateway = Gateway([member.url], tls=lambda: tls)
     with pytest.raises(StoreUnavailable):
         await gateway.get("/a")
     await gateway.close()
@@ -157,6 +162,58 @@ async def test_a_renewed_certificate_is_used_from_the_next_call_on(folder: Path,
     held[0] = Pem(AUTHORITY.certificate, *right)
     assert await store.get("/a") is None
     await store.close()
+
+
+async def test_a_certificate_that_cannot_be_read_is_a_store_that_is_away(folder: Path, member: Member) -> None:
+    right = Pem(AUTHORITY.certificate, *pem_of(AUTHORITY))
+    held: list[Pem] = []
+
+    def pem() -> Pem:
+        if not held:
+            raise FileNotFoundError("tls.crt")
+        return held[0]
+
+    store = Etcd3([member.url], pem=pem)
+    with pytest.raises(StoreUnavailable, match=r"tls\.crt") as raised:
+        await store.transact([], [Put("/a", b"1")])
+    assert not raised.value.uncertain
+    async with contextlib.aclosing(store.watch("/", 1)) as batches:
+        news = asyncio.ensure_future(anext(batches))
+        await asyncio.sleep(0)
+        held.append(right)
+        await store.transact([], [Put("/a", b"1")])
+        async with asyncio.timeout(20):
+            assert await news
+    await store.close()
+
+
+@pytest.mark.parametrize("adapter", ["gateway", "etcd3"])
+async def test_replaced_files_are_used_without_a_restart(tmp_path: Path, adapter: str) -> None:
+    def issue(authority: Pair) -> None:
+        (tmp_path / "ca.crt").write_bytes(authority.certificate)
+        for name in ("server", "tls"):
+            stored(tmp_path, name, make_leaf(authority, Leaf("etcd", LOOPBACK, server=True, client=True), NOW))
+
+    issue(AUTHORITY)
+    member = a_member(tmp_path, Leaf("etcd", LOOPBACK, server=True, client=True))
+    settings = parse([f"--etcd-adapter={adapter}", f"--etcd-endpoints={member.url}", f"--etcd-tls={tmp_path}"], {})
+    certificates: Any = None
+    store = make_store(settings, certificates)
+    try:
+        await asyncio.to_thread(member.start)
+        assert await store.get("/a") is None
+        await asyncio.to_thread(member.kill)
+        issue(STRANGER)
+        await asyncio.to_thread(member.start)
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(StoreUnavailable):
+                    assert await store.get("/a") is None
+                    break
+                await asyncio.sleep(0.05)
+    finally:
+        await store.close()
+        member.close()
 
 
 async def test_a_server_that_is_not_trusted_is_not_talked_to(folder: Path, member: Member) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import aiohttp
 
@@ -34,9 +34,9 @@ class Connection:
 
     Args:
         endpoints: Base URLs.
-        tls: For https endpoints; its certificates may be replaced while it is in use.
+        tls: Asked for the context of each request to https endpoints; None: the system's authorities.
         username: Log in with this name, and again when the store forgets the login.
-        password: The name's password.
+        password: Asked for the name's password at each login.
         timeout_s: Limit of each call, over all endpoints it tries.
     """
 
@@ -44,16 +44,15 @@ class Connection:
         self,
         endpoints: Sequence[str],
         *,
-        tls: ssl.SSLContext | None,
+        tls: Callable[[], ssl.SSLContext] | None,
         username: str | None,
-        password: str | None,
+        password: Callable[[], str] | None,
         timeout_s: float,
     ) -> None:
         self.session = Session(
             endpoints, username=username, password=password, timeout_s=timeout_s, log_in=self._log_in
         )
         self._tls = tls
-        self._login = wire.encode_authenticate(username or "", password or "")
         self._http: aiohttp.ClientSession | None = None
         self._closed = False
 
@@ -92,11 +91,13 @@ class Connection:
         token: str | None = None
         try:
             token = await session.authorization()
+            tls = self._context(endpoint)
             async with asyncio.timeout(session.timeout_s):
                 response = await self._open().post(
                     endpoint.url + path,
                     data=body,
                     headers=_headers(token),
+                    ssl=tls,
                     timeout=aiohttp.ClientTimeout(total=None),
                 )
             try:
@@ -157,11 +158,13 @@ class Connection:
         *,
         write: bool,
     ) -> bytes:
+        tls = self._context(endpoint)
         try:
             async with self._open().post(
                 endpoint.url + path,
                 data=body,
                 headers=_headers(token),
+                ssl=tls,
                 timeout=aiohttp.ClientTimeout(total=max(total_s, 0.001), sock_connect=max(connect_s, 0.001)),
             ) as response:
                 answer = (
@@ -175,20 +178,27 @@ class Connection:
         raise error_of(what, status, wire.decode_failure(answer), endpoint=endpoint.url, write=write)
 
     async def _log_in(self, endpoint: Endpoint, limit_s: float) -> str:
-        answer = await self._attempt(
-            "log in", endpoint, wire.AUTHENTICATE, self._login, None, limit_s, limit_s, write=False
-        )
+        body = wire.encode_authenticate(*self.session.login())
+        answer = await self._attempt("log in", endpoint, wire.AUTHENTICATE, body, None, limit_s, limit_s, write=False)
         try:
             return wire.decode_token(answer)
         except WireError as error:
             raise BadAnswer(f"log in: {error}", endpoint=endpoint.url) from error
+
+    def _context(self, endpoint: Endpoint) -> ssl.SSLContext | bool:
+        if self._tls is None or not endpoint.tls:
+            return True
+        try:
+            return self._tls()
+        except OSError as error:
+            raise Unavailable(f"the certificate cannot be read: {error}", endpoint=endpoint.url) from error
 
     def _open(self) -> aiohttp.ClientSession:
         if self._closed:
             raise Closed("the store was closed")
         if self._http is None:
             self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS, keepalive_timeout=20, ssl=self._tls or True),
+                connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS, keepalive_timeout=20),
                 trust_env=False,
             )
         return self._http

@@ -26,7 +26,7 @@ class Etcd3(EtcdStore):
         endpoints: Base URLs. They are asked in random order; one that answers is kept.
         pem: Asked for the certificates before each connection; for https endpoints.
         username: Log in with this name, and again when the store forgets the login.
-        password: The name's password.
+        password: Asked for the name's password at each login.
         timeout_s: Limit of each call, over all endpoints it tries.
         inactivity_s: Seconds of silence after which a watch connects anew.
 
@@ -40,7 +40,7 @@ class Etcd3(EtcdStore):
         *,
         pem: Callable[[], Pem | None] | None = None,
         username: str | None = None,
-        password: str | None = None,
+        password: Callable[[], str] | None = None,
         timeout_s: float = 3.0,
         inactivity_s: float = 20.0,
     ) -> None:

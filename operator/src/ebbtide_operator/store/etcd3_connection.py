@@ -136,7 +136,7 @@ class Etcd3Connection:
         endpoints: Base URLs.
         pem: Asked for the certificates before each connection; for https endpoints.
         username: Log in with this name, and again when the store forgets the login.
-        password: The name's password.
+        password: Asked for the name's password at each login.
         timeout_s: Limit of each call, over all endpoints it tries.
     """
 
@@ -146,7 +146,7 @@ class Etcd3Connection:
         *,
         pem: Callable[[], Pem | None] | None,
         username: str | None,
-        password: str | None,
+        password: Callable[[], str] | None,
         timeout_s: float,
     ) -> None:
         self.session = Session(
@@ -155,7 +155,6 @@ class Etcd3Connection:
         self.package = load()
         self.rpc = self.package.rpc
         self._pem = pem
-        self._login = self.rpc.AuthenticateRequest(name=username, password=password)
         self._peers: dict[Endpoint, _Peer] = {}
         self._closed = False
 
@@ -257,11 +256,12 @@ class Etcd3Connection:
             raise
 
     async def _log_in(self, endpoint: Endpoint, limit_s: float) -> str:
+        name, password = self.session.login()
         answer = await self._attempt(
             "log in",
             endpoint,
             lambda client: self.rpc.AuthStub(client.channel).Authenticate,
-            self._login,
+            self.rpc.AuthenticateRequest(name=name, password=password),
             None,
             limit_s,
             write=False,
@@ -272,7 +272,10 @@ class Etcd3Connection:
     def _peer(self, endpoint: Endpoint) -> _Peer:
         if self._closed:
             raise Closed("the store was closed")
-        pem = self._pem() if self._pem is not None and endpoint.tls else None
+        try:
+            pem = self._pem() if self._pem is not None and endpoint.tls else None
+        except OSError as error:
+            raise Unavailable(f"the certificate cannot be read: {error}", endpoint=endpoint.url) from error
         if endpoint.tls and pem is None:
             raise Unavailable("there is no certificate yet", endpoint=endpoint.url)
         known = self._peers.get(endpoint)

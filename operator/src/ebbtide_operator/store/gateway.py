@@ -26,9 +26,10 @@ class Gateway(EtcdStore):
 
     Args:
         endpoints: Base URLs. They are asked in random order; one that answers is kept.
-        tls: For https endpoints; etcd's gateway does not know a client by its certificate, so rights need a password.
+        tls: Asked for the context of each request to https endpoints; None: the system's authorities. etcd's gateway
+            does not know a client by its certificate, so rights need a password.
         username: Log in with this name, and again when the store forgets the login.
-        password: The name's password.
+        password: Asked for the name's password at each login.
         timeout_s: Limit of each call, over all endpoints it tries.
         inactivity_s: Seconds of silence after which a watch connects anew.
     """
@@ -37,9 +38,9 @@ class Gateway(EtcdStore):
         self,
         endpoints: Sequence[str],
         *,
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
         username: str | None = None,
-        password: str | None = None,
+        password: Callable[[], str] | None = None,
         timeout_s: float = 3.0,
         inactivity_s: float = 20.0,
     ) -> None:

@@ -17,7 +17,7 @@ class Session:
     Args:
         endpoints: Base URLs.
         username: None: no login.
-        password: The name's password.
+        password: Asked for the name's password at each login.
         timeout_s: Limit of each call, over all endpoints it tries.
         log_in: Logs in at an endpoint within so many seconds and returns the token; raises EtcdError.
 
@@ -34,7 +34,7 @@ class Session:
         endpoints: Sequence[str],
         *,
         username: str | None,
-        password: str | None,
+        password: Callable[[], str] | None,
         timeout_s: float,
         log_in: Callable[[Endpoint, float], Awaitable[str]],
     ) -> None:
@@ -45,6 +45,8 @@ class Session:
         self.timeout_s = timeout_s
         self.answers = False
         self.has_login = username is not None
+        self._username = username
+        self._password = password
         self._log_in = log_in
         self._token: str | None = None
         self._login_lock = asyncio.Lock()
@@ -79,6 +81,19 @@ class Session:
                     if tried >= len(self.rotation):
                         raise
             return self._token
+
+    def login(self) -> tuple[str, str]:
+        """Return the name and its password as it is now; only with a login.
+
+        Raises:
+            Unauthenticated: The password cannot be read.
+        """
+        assert self._username is not None, "only who has a login logs in"
+        assert self._password is not None, "the constructor refuses a name without password"
+        try:
+            return self._username, self._password()
+        except (OSError, UnicodeError) as error:
+            raise Unauthenticated(f"the password cannot be read: {error}") from error
 
     def note(self, failure: EtcdError, endpoint: Endpoint, token: str | None) -> None:
         """Draw the conclusions of a failure: another login, or another endpoint."""
