@@ -311,6 +311,36 @@ def test_many_threads_cause_one_login(fake: Fake) -> None:
     assert len(logins) == 2
 
 
+def test_a_login_that_was_answered_elsewhere_shows_where_to_ask(fake: Fake, other: Fake) -> None:
+    fake.replies = None
+    other.replies = lambda path, headers: (200, {"token": "t", "header": {"revision": "5"}})
+    while True:
+        with EtcdClient([fake.url, other.url], username="u", password="p") as client:
+            if client._transport.rotation.current.url == fake.url:
+                assert client.put("/a", b"1") == 5
+                break
+    assert [path for path, *_ in fake.requests] == ["/v3/auth/authenticate"]
+
+
+def test_a_stopped_watch_ends_while_its_login_gets_no_answer(fake: Fake) -> None:
+    fake.replies = "hang"
+    stop = threading.Event()
+    ended = threading.Event()
+    with EtcdClient([fake.url], username="u", password="p", timeout_s=30) as client:
+
+        def iterate() -> None:
+            assert list(client.watch(["/a"], stop=stop)) == []
+            ended.set()
+
+        thread = threading.Thread(target=iterate)
+        thread.start()
+        while not fake.requests:
+            time.sleep(0.005)
+        stop.set()
+        assert ended.wait(5)
+        thread.join()
+
+
 def test_a_wrong_password_is_not_tried_for_ever(fake: Fake) -> None:
     fake.replies = (400, {"code": 3, "message": "etcdserver: authentication failed, invalid user ID or password"})
     with EtcdClient([fake.url], username="u", password="p") as client, pytest.raises(Unauthenticated):

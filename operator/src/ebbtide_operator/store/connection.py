@@ -87,12 +87,12 @@ class Connection:
             EtcdError: The endpoint at hand cannot be reached, does not begin to answer in time, or refuses.
         """
         session = self.session
+        deadline_at = time.monotonic() + session.timeout_s
+        token = await session.authorization(deadline_at)
         endpoint = session.rotation.current
-        token: str | None = None
         try:
-            token = await session.authorization()
             tls = self._context(endpoint)
-            async with asyncio.timeout(session.timeout_s):
+            async with asyncio.timeout(deadline_at - time.monotonic()):
                 response = await self._open().post(
                     endpoint.url + path,
                     data=body,
@@ -125,8 +125,9 @@ class Connection:
         hung_up = False
         tried = 0
         while True:
+            token = await session.authorization(deadline_at)
+            # After the login, which may have found out who answers.
             endpoint = rotation.current
-            token = await session.authorization()
             share_s = (deadline_at - time.monotonic()) / max(len(rotation) - tried, 1)
             total_s = deadline_at - time.monotonic() if write else share_s
             try:

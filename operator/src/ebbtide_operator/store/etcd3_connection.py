@@ -187,11 +187,10 @@ class Etcd3Connection:
         Raises:
             EtcdError: As for a call; it may also come from the stream.
         """
+        token = await self.session.authorization(time.monotonic() + self.session.timeout_s)
         endpoint = self.session.rotation.current
-        token: str | None = None
         peer: _Peer | None = None
         try:
-            token = await self.session.authorization()
             peer = self._peer(endpoint)
             with peer.used() as client:
                 # The package's own watcher is not used: its thread swallows how a watch ended, or ends itself.
@@ -216,9 +215,10 @@ class Etcd3Connection:
         renewed = False
         tried = 0
         while True:
+            token = await session.authorization(deadline_at)
+            # After the login, which may have found out who answers.
             endpoint = rotation.current
             left_s = deadline_at - time.monotonic()
-            token = await session.authorization()
             limit_s = left_s if write else left_s / max(len(rotation) - tried, 1)
             try:
                 return await self._attempt(what, endpoint, pick, request, token, limit_s, write=write)

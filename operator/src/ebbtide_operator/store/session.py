@@ -5,10 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from ebbtide.etcd.endpoints import Endpoint, Rotation
 from ebbtide.etcd.errors import EtcdError, LeaseExists, LeaseNotFound, TimedOut, Unauthenticated, Unavailable
+
+
+class _Attempt:
+    """One login, which several calls may wait for."""
+
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+        self.failure: EtcdError | None = None
+        """Why it failed; None also where its call was cancelled."""
 
 
 class Session:
@@ -49,7 +59,7 @@ class Session:
         self._password = password
         self._log_in = log_in
         self._token: str | None = None
-        self._login_lock = asyncio.Lock()
+        self._attempt: _Attempt | None = None
 
     @contextlib.contextmanager
     def answered(self) -> Iterator[None]:
@@ -64,23 +74,54 @@ class Session:
             raise
         self.answers = True
 
-    async def authorization(self) -> str | None:
-        """Return the token for a request, after a login where there is none; None: no login is wanted."""
-        if not self.has_login:
-            return None
-        # Many calls that find the token too old cause one login.
-        async with self._login_lock:
-            tried = 0
-            while self._token is None:
-                endpoint = self.rotation.current
-                try:
-                    self._token = await self._log_in(endpoint, self.timeout_s / len(self.rotation))
-                except (Unavailable, TimedOut):
-                    self.rotation.fail(endpoint)
-                    tried += 1
-                    if tried >= len(self.rotation):
-                        raise
-            return self._token
+    async def authorization(self, deadline_at: float) -> str | None:
+        """Return the token for a request, after a login where there is none; None: no login is wanted.
+
+        Many calls that find the token too old cause one login, and all learn how it failed.
+
+        Args:
+            deadline_at: Monotonic time until which it must be there.
+
+        Raises:
+            EtcdError: There is none by then.
+        """
+        while self.has_login and self._token is None:
+            attempt = self._attempt
+            if attempt is None:
+                await self._begin(deadline_at)
+                continue
+            try:
+                async with asyncio.timeout(deadline_at - time.monotonic()):
+                    await attempt.over.wait()
+            except TimeoutError as error:
+                raise TimedOut("log in: timed out") from error
+            if attempt.failure is not None:
+                raise attempt.failure
+        return self._token
+
+    async def _begin(self, deadline_at: float) -> None:
+        self._attempt = attempt = _Attempt()
+        try:
+            self._token = await self._try_all(deadline_at)
+        except EtcdError as error:
+            attempt.failure = error
+            raise
+        finally:
+            self._attempt = None
+            attempt.over.set()
+
+    async def _try_all(self, deadline_at: float) -> str:
+        tried = 0
+        while True:
+            endpoint = self.rotation.current
+            left_s = deadline_at - time.monotonic()
+            try:
+                return await self._log_in(endpoint, left_s / max(len(self.rotation) - tried, 1))
+            except (Unavailable, TimedOut):
+                self.rotation.fail(endpoint)
+                tried += 1
+                if tried >= len(self.rotation):
+                    raise
 
     def login(self) -> tuple[str, str]:
         """Return the name and its password as it is now; only with a login.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import random
@@ -56,7 +57,7 @@ class Transport:
             return BearerToken(token)
         if username is not None and password is not None:
             body = wire.encode_authenticate(username, password)
-            return PasswordLogin(lambda: self._log_in(body))
+            return PasswordLogin(functools.partial(self._log_in, body))
         return Anonymous()
 
     def close(self) -> None:
@@ -88,8 +89,9 @@ class Transport:
         renewed = False
         tried = 0
         while True:
+            header = self._credentials.header(deadline_at, interrupted)
+            # After the login, which may have found out who answers.
             endpoint = self.rotation.current
-            header = self._credentials.header()
             share_at = self._share_at(deadline_at, tried)
             # A write that was sent is not tried elsewhere, so its answer may take all the time there is.
             limits = Limits(share_at, deadline_at if write else share_at, interrupted)
@@ -127,9 +129,9 @@ class Transport:
         """
         if self.closed:
             raise Closed(f"{what}: the client was closed")
-        endpoint = self.rotation.current
-        header = self._credentials.header()
         deadline_at = time.monotonic() + self.timeout_s
+        header = self._credentials.header(deadline_at, interrupted)
+        endpoint = self.rotation.current
         try:
             connection = self._pool.connect(endpoint, deadline_at, interrupted)
             # An answer without a length makes the connection forget its socket.
@@ -194,15 +196,14 @@ class Transport:
             return answer.body
         return error_of(what, answer.status, wire.decode_failure(answer.body), endpoint=endpoint.url, write=write)
 
-    def _log_in(self, body: bytes) -> str:
+    def _log_in(self, body: bytes, deadline_at: float, interrupted: Callable[[], bool]) -> str:
         what = "log in"
-        deadline_at = time.monotonic() + self.timeout_s
         request = Request(wire.AUTHENTICATE, body, _headers(None))
         tried = 0
         while True:
             endpoint = self.rotation.current
             share_at = self._share_at(deadline_at, tried)
-            answer = self._attempt(what, endpoint, request, Limits(share_at, share_at), write=False)
+            answer = self._attempt(what, endpoint, request, Limits(share_at, share_at, interrupted), write=False)
             if isinstance(answer, bytes):
                 try:
                     return wire.decode_token(answer)
