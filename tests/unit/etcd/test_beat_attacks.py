@@ -156,3 +156,20 @@ async def test_a_pod_that_beats_and_does_not_read_is_let_go(stand: Stand, monkey
                 await stand.write(ORDER, b"x" * 200_000)
         up.send(json.dumps({"ID": granted["ID"]}).encode() + b"\n")
         await until(lambda: not stand.open_watches())
+
+
+async def test_an_answer_that_fills_the_last_buffer_is_not_waited_for(stand: Stand) -> None:
+    async with stand.beating({"key": b64(ORDER)}) as up:
+        await opened(stand, up)
+        (one,) = stand.relay._pulse._felt
+        told: Any = one.watcher
+        transport = told._request.transport
+        async with asyncio.timeout(20):
+            while not transport.get_write_buffer_size():
+                await told.answer(1 << 60, alive=True)
+                await asyncio.sleep(0)
+            # aiohttp waits for the pod after so many bytes, the transport says stop after so many: let it be one write.
+            told._response._payload_writer.buffer_size = transport.get_write_buffer_size()
+            while not transport.is_closing():
+                await told.answer(1 << 60, alive=True)
+        await until(lambda: not stand.open_watches())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 
@@ -91,8 +90,14 @@ class Watcher:
             self.abort()
             return
         self.wrote_at = time.monotonic()
-        with contextlib.suppress(ConnectionError):
-            await self._response.write(relay_wire.encode_kept(lease, self._mirror.revision, alive=alive))
+        try:
+            # The write that fills the last buffer would wait for the pod, and with it all whose beats are looked at.
+            async with asyncio.timeout(0):
+                await self._response.write(relay_wire.encode_kept(lease, self._mirror.revision, alive=alive))
+        except TimeoutError:
+            self.abort()
+        except ConnectionError:
+            pass
 
     def abort(self) -> None:
         """Let go of the connection without the courtesies that would not be read either."""
