@@ -186,3 +186,13 @@ async def test_an_abandoned_wait_leaves_nothing() -> None:
         async with asyncio.timeout(0.01):
             await mirror.reached(9)
     assert mirror._waiting == []
+
+
+def test_what_replaced_a_record_that_cannot_be_read_is_not_known_before_it_was_told() -> None:
+    mirror = a_mirror([KeyValue(KEYS.order("ns", "a"), b"?", 2, 2)], 2)
+    foreign = KeyValue(f"{KEYS.prefix}/what/is/this", b"", 3, 3)
+    mirror.apply([Changed(foreign, 3)])
+    assert len(mirror.quarantined) == 2
+    unreadable = mirror.values[KEYS.order("ns", "a")]
+    assert not mirror.lacks([unreadable, foreign], 3)
+    assert mirror.lacks([a_value("a", 4), foreign], 5)

@@ -108,7 +108,8 @@ class Mirror:
         newer = any(
             mod_revision > (known.mod_revision if (known := self.values.get(key)) else self._tombstones.get(key, 0))
             for key, mod_revision in current.items()
-            if key not in self.quarantined
+            # No key of the protocol is ever known; a record that could not be read is, with its revision.
+            if key in self.values or key not in self.quarantined
         )
         return newer or any(key not in current and one.mod_revision <= revision for key, one in self.values.items())
 
