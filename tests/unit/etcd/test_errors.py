@@ -25,6 +25,9 @@ from ebbtide.etcd.wire import Failure
         (400, 11, "etcdserver: mvcc: required revision is a future revision", errors.Refused),
         (429, 8, "etcdserver: too many requests", errors.Overloaded),
         (503, 14, "etcdserver: no leader", errors.Unavailable),
+        (408, 1, "grpc: the client connection is closing", errors.Unavailable),
+        (200, 1, "grpc: the client connection is closing", errors.Unavailable),
+        (200, 2, "transport: the stream was reset", errors.Unavailable),
         (502, 0, "<html>", errors.Unavailable),
         (504, 4, "context deadline exceeded", errors.TimedOut),
         (400, 3, "etcdserver: duplicate key given in txn request", errors.Refused),
@@ -61,6 +64,7 @@ def test_each_error_is_a_standard_one_too(kind: Any, standard: Any) -> None:
     ("status", "code", "write", "uncertain"),
     [
         (503, 14, True, True),
+        (408, 1, True, True),
         (504, 4, True, True),
         (503, 14, False, False),
         (403, 7, True, False),

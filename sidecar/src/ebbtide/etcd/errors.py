@@ -118,11 +118,13 @@ def _kind(status: int, failure: wire.Failure) -> type[EtcdError]:
         return TimedOut
     if status == 404:
         return GatewayDisabled
-    if failure.code == wire.UNAVAILABLE or status >= 500:
+    if failure.code in _CONNECTION_CODES or status >= 500:
         return Unavailable
     return Refused
 
 
+# A member that ends cancels what its gateway asks of it, and gives no code to what broke on the way.
+_CONNECTION_CODES = (wire.CANCELLED, wire.UNKNOWN, wire.UNAVAILABLE)
 # etcd answers some of these with "invalid argument", and a watch hides the status code in its cancel reason.
 _LOGIN_SIGNS = (
     "unauthenticated",

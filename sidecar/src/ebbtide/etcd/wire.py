@@ -33,6 +33,8 @@ OPENING_END = b"\n\n"
 """Ends what such a watch asks for; lines follow, each the body of a keep-alive."""
 
 # gRPC status codes as the gateway spells them.
+CANCELLED = 1
+UNKNOWN = 2
 DEADLINE_EXCEEDED = 4
 NOT_FOUND = 5
 INVALID_ARGUMENT = 3
