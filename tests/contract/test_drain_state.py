@@ -17,7 +17,9 @@ from ebbtide_operator.ports import Deposed, PodIdentity, StoreUnavailable
 from ebbtide_operator.serve.relay import Relay
 from ebbtide_operator.store import drain_state as module
 from ebbtide_operator.store.drain_state import MirroredDrainState
+from ebbtide_operator.store.etcd3 import Etcd3
 from ebbtide_operator.store.gateway import Gateway
+from tests.contract.faults import MIB, empty, fill
 from tests.contract.member import Member
 from tests.contract.proxy import Proxy
 from tests.contract.watching import collect
@@ -33,8 +35,8 @@ def an_order(epoch: int, generation: int = 1) -> Order:
 
 
 @contextlib.asynccontextmanager
-async def replica(etcd: Member | Proxy, prefix: str = "/ebbtide/v1") -> AsyncIterator[Any]:
-    store = Gateway([etcd.url], timeout_s=1.0, inactivity_s=3.0)
+async def replica(etcd: Member | Proxy, prefix: str = "/ebbtide/v1", *, adapter: Any = Gateway) -> AsyncIterator[Any]:
+    store = adapter([etcd.url], timeout_s=1.0, inactivity_s=3.0)
     state = MirroredDrainState(store, prefix=prefix)
     task = asyncio.create_task(state.run())
     await state.synced()
@@ -192,6 +194,35 @@ async def test_two_prefixes_do_not_see_each_other(etcd: Member) -> None:
         await until(lambda: one.order("shop", "u2") and more.order("shop", "u1"))
         assert set(one.orders("shop")) == {"u2"}
         assert one.epoch
+
+
+@pytest.mark.parametrize("adapter", [Gateway, Etcd3])
+async def test_a_full_etcd_is_lost_to_every_replica_until_there_is_room(
+    adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PROBE_S", 0.05)
+    member = Member(f"--quota-backend-bytes={16 * MIB}")
+    try:
+        member.start()
+        async with replica(member, adapter=adapter) as leader, replica(member, adapter=adapter) as follower:
+            await leader.lead("me")
+            await asyncio.to_thread(fill, member.url)
+            await until(lambda: leader.unhealthy_since and follower.unhealthy_since)
+            lost_since = leader.unhealthy_since, follower.unhealthy_since
+            with pytest.raises(StoreUnavailable):
+                await leader.send_order("shop", "u1", an_order(leader.epoch))
+            # What it answers, to reads and to the leader's beats, is no sign that it takes orders.
+            for _ in range(5):
+                await leader.renew()
+                await follower._store.range(follower.keys.leader)
+                await asyncio.sleep(module.PROBE_S)
+            assert (leader.unhealthy_since, follower.unhealthy_since) == lost_since
+            await asyncio.to_thread(empty, member.url)
+            await until(lambda: leader.healthy and follower.healthy)
+            await leader.send_order("shop", "u1", an_order(leader.epoch))
+            await until(lambda: follower.order("shop", "u1"))
+    finally:
+        member.close()
 
 
 @contextlib.asynccontextmanager

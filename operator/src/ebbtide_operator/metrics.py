@@ -200,7 +200,7 @@ class Metrics:
         )
         self.store_writes = Counter("ebbtide_store_writes_total", "Writes to etcd.", ("record",), registry=registry)
         self.store_healthy = Gauge(
-            "ebbtide_store_healthy", "1 while etcd answers and its watch is connected.", registry=registry
+            "ebbtide_store_healthy", "1 while etcd answers, is not full, and its watch is connected.", registry=registry
         )
         self.store_database = Gauge(
             "ebbtide_store_database_bytes",

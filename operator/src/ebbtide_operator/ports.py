@@ -77,6 +77,8 @@ class StoreStatus:
     """The rest of the file is what compaction left behind."""
     quota: int | None = None
     """Where the file reaches it, the store refuses every write. None, here and above: it does not say."""
+    full: bool = False
+    """Whether it was reached: the store answers reads, and refuses writes until somebody makes room and says so."""
 
 
 class Store(Protocol):
@@ -169,7 +171,7 @@ class DrainState(Protocol):
 
     @property
     def healthy(self) -> bool:
-        """True while the mirror is complete and the store answers."""
+        """True while the mirror is complete, and the store answers and is not full."""
 
     @property
     def epoch(self) -> int:

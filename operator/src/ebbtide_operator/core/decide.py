@@ -269,7 +269,7 @@ def _say(fleet: Fleet, chosen: Sequence[Member], waiting: float | None) -> tuple
     """Return the reason and the sentence that a user reads."""
     draining = len(fleet.draining) + len(chosen)
     if not fleet.snapshot.store_ok:
-        return reasons.STORE_UNAVAILABLE, "etcd does not answer: no new drains; deletions pass until it does"
+        return reasons.STORE_UNAVAILABLE, "etcd does not answer, or is full: no new drains; deletions pass meanwhile"
     if waiting is not None:
         have = "1 pod has" if fleet.wanted == 1 else f"{fleet.wanted} pods have"
         return reasons.CENSUS, f"{have} to go; asking all for their load"

@@ -178,7 +178,7 @@ def _conditions(
             "Degraded",
             holds=not snapshot.store_ok,
             reason=reasons.READY if snapshot.store_ok else reasons.STORE_UNAVAILABLE,
-            message="" if snapshot.store_ok else "etcd does not answer",
+            message="" if snapshot.store_ok else "etcd does not answer, or is full",
         ),
     ]
 

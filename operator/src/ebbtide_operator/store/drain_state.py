@@ -60,6 +60,7 @@ class MirroredDrainState:
         self._requests = Requests(store, self.keys, self.mirror, clock)
         self._synced = asyncio.Event()
         self._healthy_at = clock()
+        self._full = False
         self._verify_after = 0.0
 
     # --- its life
@@ -76,11 +77,11 @@ class MirroredDrainState:
 
     @property
     def healthy(self) -> bool:
-        return self._synced.is_set() and self._store.healthy
+        return self._synced.is_set() and self._store.healthy and not self._full
 
     @property
     def unhealthy_since(self) -> float | None:
-        """Unix time at which the store was last known to answer; None while it is healthy."""
+        """Unix time at which the store was last known to answer and to have room; None while it is healthy."""
         return None if self.healthy else self._healthy_at
 
     # --- leadership
@@ -304,6 +305,8 @@ class MirroredDrainState:
 
     async def _probe(self) -> None:
         while True:
+            # First: where that is refused, the read still says whether the store answers.
+            await self._look_for_room()
             try:
                 _, revision = await self._store.range(self.keys.leader)
                 if self._synced.is_set():
@@ -312,6 +315,17 @@ class MirroredDrainState:
                 logger.debug("store.probe_failed", extra={"error": str(error)})
             self._note_health()
             await asyncio.sleep(PROBE_S)
+
+    async def _look_for_room(self) -> None:
+        """Find out whether the store is full: to reads it answers as ever, and who only reads has to know as well."""
+        try:
+            full = (await self._store.status()).full
+        except StoreUnavailable as error:
+            logger.debug("store.status_failed", extra={"error": str(error)})
+            return
+        if full is not self._full:
+            self._full = full
+            logger.warning("store.full" if full else "store.has_room")
 
     async def _verify(self, revision: int) -> None:
         """Find out whether the watch tells everything: a dead connection is as silent as a quiet store.

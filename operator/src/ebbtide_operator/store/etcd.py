@@ -30,6 +30,8 @@ PAGE = 1000
 """Keys per page of a range: some hundred KiB."""
 BATCH = 500
 """Leases per request: etcd renews so many in some milliseconds."""
+NO_SPACE = "NOSPACE"
+"""The alarm of a member whose quota is spent. Every member knows of it, and all refuse writes until it is disarmed."""
 
 
 class Calls(Protocol):

@@ -10,7 +10,7 @@ from ebbtide.etcd.errors import BadAnswer, Unavailable
 from ebbtide.etcd.messages import Changed, KeyValue, RangeResult, Removed, TxnResult
 from ebbtide.etcd.wire import Page, WatchAnswer, WatchTarget, prefix_end
 from ebbtide_operator.ports import Compare, Delete, Put, StoreStatus
-from ebbtide_operator.store.etcd import EtcdStore
+from ebbtide_operator.store.etcd import NO_SPACE, EtcdStore
 from ebbtide_operator.store.etcd3_connection import Etcd3Connection, Pem, Stream
 
 KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
@@ -125,8 +125,9 @@ class _Etcd3Calls:
         answer = await self._connection.call(
             "ask for its status", lambda client: client.maintenancestub.Status, request, write=False
         )
-        # The messages of the package are older than the fields for what is in use, and for the quota.
-        return StoreStatus(answer.version, answer.dbSize)
+        # The messages of the package are older than the fields for what is in use, for the quota, and for alarms, which
+        # are text: it keeps what it does not know.
+        return StoreStatus(answer.version, answer.dbSize, full=NO_SPACE.encode() in answer.SerializeToString())
 
     @contextlib.asynccontextmanager
     async def watch(self, target: WatchTarget) -> AsyncIterator[_StreamAnswers]:

@@ -14,7 +14,7 @@ from ebbtide.etcd.messages import TxnResult
 from ebbtide.etcd.resume import decode_answer
 from ebbtide_operator.ports import Compare, Delete, Put, StoreStatus
 from ebbtide_operator.store.connection import Connection, Lines
-from ebbtide_operator.store.etcd import EtcdStore
+from ebbtide_operator.store.etcd import NO_SPACE, EtcdStore
 
 STATUS = "/v3/maintenance/status"
 
@@ -121,7 +121,12 @@ def _decode_status(body: bytes) -> StoreStatus:
     # etcd tells its quota from 3.6 on.
     in_use, quota = fields.integer(document, "dbSizeInUse"), fields.integer(document, "dbSizeQuota")
     return StoreStatus(
-        fields.string(document, "version"), fields.integer(document, "dbSize"), in_use or None, quota or None
+        fields.string(document, "version"),
+        fields.integer(document, "dbSize"),
+        in_use or None,
+        quota or None,
+        # Alarms are told as text, which differs by version: "memberID:1234 alarm:NOSPACE ".
+        full=NO_SPACE in str(document.get("errors", "")),
     )
 
 

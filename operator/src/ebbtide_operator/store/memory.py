@@ -31,7 +31,8 @@ class _Lease:
 class MemoryStore:
     """Implements `ports.Store` for one process.
 
-    Set `available` to False for an outage: calls fail and watches are silent, as with an etcd that is away.
+    Set `available` to False for an outage: calls fail and watches are silent, as with an etcd that is away. Set `full`
+    to True for a database without room: puts and new leases are refused.
 
     Args:
         clock: Monotonic seconds; where it is not the real one, call `expire_leases` after moving it.
@@ -47,6 +48,7 @@ class MemoryStore:
         self._lease_ids = itertools.count(1000)
         self._waiting: set[asyncio.Event] = set()
         self._available = True
+        self.full = False
         self.cluster = 0
         self.writes = 0
         """Transactions that were applied and changed something."""
@@ -87,11 +89,13 @@ class MemoryStore:
         if ended is not None:
             raise LeaseEnded(f"put {ended.key}: requested lease not found")
         _refuse_duplicates(then)
+        self._check_room(any(isinstance(one, Put) for one in then))
         self._apply(then)
         return self._revision
 
     async def grant(self, ttl_s: int, *, lease: int = 0) -> int:
         self._check()
+        self._check_room(True)
         if lease in self._leases:
             return 0
         granted = lease or next(self._lease_ids)
@@ -115,7 +119,8 @@ class MemoryStore:
 
     async def status(self) -> StoreStatus:
         self._check()
-        return StoreStatus("", sum(len(key) + len(item.value) for key, item in self._keys.items()))
+        file = sum(len(key) + len(item.value) for key, item in self._keys.items())
+        return StoreStatus("", file, full=self.full)
 
     async def close(self) -> None:
         """Nothing is held open."""
@@ -167,6 +172,10 @@ class MemoryStore:
         if not self._available:
             raise StoreUnavailable("the store is away")
         self.expire_leases()
+
+    def _check_room(self, wanted: bool) -> None:
+        if self.full and wanted:
+            raise StoreUnavailable("database space exceeded")
 
     def _holds(self, compare: Compare) -> bool:
         found = self._keys.get(compare.key)
