@@ -114,3 +114,9 @@ def test_a_wrong_prefix_names_the_rule(prefix: str) -> None:
 def test_numbers_and_nesting_without_bounds_are_refused(field: str) -> None:
     with pytest.raises(RecordError):
         Report.decode(b'{"state":"Serving","sequence":1,"boot_id":"b",%b}' % field.encode())
+
+
+@pytest.mark.parametrize("field", ['"active":-1', '"generation":-1', '"tally":{"finished":-1}'])
+def test_counts_below_zero_are_refused(field: str) -> None:
+    with pytest.raises(RecordError, match="0"):
+        Report.decode(b'{"state":"Serving","sequence":1,"boot_id":"b",%b}' % field.encode())

@@ -169,9 +169,9 @@ def _checked(kind: str, name: str, annotation: str, value: Any) -> Any:
             allowed = ", ".join(_ENUMS[annotation])
             raise RecordError(f"{kind}: {name}: must be one of {allowed}, not {value!r}") from None
     if annotation.startswith("Mapping[str, int]"):
-        if isinstance(value, dict) and all(type(count) is int and _is_finite(count) for count in value.values()):
+        if isinstance(value, dict) and all(type(count) is int and 0 <= count < 2**63 for count in value.values()):
             return value
-        raise RecordError(f"{kind}: {name}: must be an object of 64-bit integers, not {value!r}")
+        raise RecordError(f"{kind}: {name}: must be an object of 64-bit integers from 0, not {value!r}")
     if annotation == "Mapping[str, Any]":
         if isinstance(value, dict) and _is_small(value):
             return value
@@ -182,6 +182,9 @@ def _checked(kind: str, name: str, annotation: str, value: Any) -> Any:
         raise RecordError(f"{kind}: {name}: must be {annotation}, not {value!r}")
     if isinstance(value, int | float) and not _is_finite(value):
         raise RecordError(f"{kind}: {name}: must be a finite number of at most 64 bits, not {value!r}")
+    # All integers of the protocol count something.
+    if annotation == "int" and isinstance(value, int) and value < 0:
+        raise RecordError(f"{kind}: {name}: must be 0 or more, not {value!r}")
     return value
 
 
