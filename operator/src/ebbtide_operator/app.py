@@ -92,7 +92,15 @@ class App:
             may_delete=lambda: settings.delete_released and self._election.holds,
         )
         self._reconciler = Reconciler(
-            self._workloads, self._pods, self._state, self._cluster, self._applier, metrics, time.time
+            self._workloads,
+            self._pods,
+            self._state,
+            self._cluster,
+            self._applier,
+            metrics,
+            time.time,
+            wake=self._wake,
+            failed=self._reconcile_failed,
         )
         self._admission = Admission(
             self._workloads, self._cluster, self._endpoint, self._hold_context, self._held, metrics
@@ -271,9 +279,9 @@ class App:
 
     # --- what wakes the planner
 
-    def _wake(self, key: WorkloadKey) -> None:
+    def _wake(self, key: WorkloadKey, after_s: float = 0.0) -> None:
         if self._queue is not None:
-            self._queue.wake(key)
+            self._queue.wake(key, after_s)
 
     def _wake_all(self) -> None:
         for key in self._workloads.keys():  # noqa: SIM118 (no mapping)

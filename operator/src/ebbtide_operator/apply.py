@@ -3,8 +3,8 @@
 The phase comes first, since it asks the pods for the numbers of the next decision. Only pods that are released do not
 wait for it, which need no number any more, and nobody waits for them. Then each pod has its own chain, in the order of
 the plan (an order before its pin, a record before what it was made of is forgotten); chains of different pods run side
-by side. Status and Events come last: they tell what was done. Every effect can be repeated; what failed is planned
-again.
+by side. Status and Events come last: they tell what was done, and no pod waits for them. Every effect can be repeated;
+what failed is planned again.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Applier:
         self._slots = asyncio.Semaphore(CONCURRENT_PODS)
 
     async def apply(self, snapshot: Snapshot, plan: Plan) -> None:
-        """Carry out a plan; a failure on one pod does not keep the others from theirs.
+        """Do what a plan wants done to pods; a failure on one of them does not keep the others from theirs.
 
         Raises:
             Deposed: Another operator leads.
@@ -93,6 +93,13 @@ class Applier:
             return_exceptions=True,
         )
         _raise_gravest(failures)
+
+    async def tell(self, snapshot: Snapshot, plan: Plan) -> None:
+        """Tell users what was done by a plan that was applied: status and Events.
+
+        Raises:
+            Exception: Whatever kept one of them from being written, after the others were tried.
+        """
         # Side by side: no plan is made of this workload meanwhile, and a pod may have drained.
         telling = [action for action in plan.actions if isinstance(action, WriteStatus | RemoveStatus | Notify)]
         _raise_gravest(

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 30.0
 """Every workload is looked at this often without being woken: no lost wake lasts longer. It costs no request."""
+TELL_AGAIN_S = 1.0
+"""How soon to try again to write a status that could not be; doubled each time, up to `LOOK_AGAIN_S`."""
 MISSING_FOR_S = 1.0
 """How long pods must be missing from the cache before they are looked for: its watch may just be a moment behind."""
 
@@ -39,6 +41,8 @@ class _Memory:
     status: Mapping[str, object] | None = None
     status_read: bool = False
     status_at: float = 0.0
+    untold_s: float = 0.0
+    """Seconds after which to try again to read or write the status; 0: nothing is owed."""
     missing_since: float | None = None
     unlabelled: tuple[PodView, ...] = field(default=())
 
@@ -52,6 +56,8 @@ class Reconciler:
         applier: Carries out what was decided.
         metrics: Told what each pass found.
         clock: Unix seconds.
+        wake: Asks for another pass in so many seconds at the latest.
+        failed: Told what went wrong in a pass that goes on without it.
     """
 
     def __init__(
@@ -63,6 +69,8 @@ class Reconciler:
         applier: Applier,
         metrics: Metrics,
         clock: Callable[[], float],
+        wake: Callable[[WorkloadKey, float], None] = lambda _key, _after_s: None,
+        failed: Callable[[WorkloadKey, Exception], None] = lambda _key, _error: None,
     ) -> None:
         self._workloads = workloads
         self._pods = pods
@@ -71,6 +79,8 @@ class Reconciler:
         self._applier = applier
         self._metrics = metrics
         self._clock = clock
+        self._wake = wake
+        self._failed = failed
         self._memories: dict[WorkloadKey, _Memory] = {}
 
     def begin(self) -> None:
@@ -89,12 +99,18 @@ class Reconciler:
         with self._metrics.reconcile_duration.time():
             snapshot = await self._gather(workload, memory)
             plan = decide(snapshot, self._clock())
-            await self._applier.apply(snapshot, plan)
-        self._remember(memory, plan)
+            again_s = min(plan.requeue_after_s or LOOK_AGAIN_S, LOOK_AGAIN_S)
+            if memory.missing_since is not None:
+                again_s = min(again_s, MISSING_FOR_S)
+            try:
+                await self._applier.apply(snapshot, plan)
+            except Exception:
+                # The back-off after a failure grows past any deadline.
+                self._wake(key, again_s)
+                raise
+            await self._tell(snapshot, plan, memory)
         self._metrics.workloads.show(snapshot, plan, memory.status)
-        if memory.missing_since is not None:
-            return MISSING_FOR_S
-        return min(plan.requeue_after_s or LOOK_AGAIN_S, LOOK_AGAIN_S)
+        return min(again_s, memory.untold_s or LOOK_AGAIN_S)
 
     def forget_status(self, namespace: str, name: str) -> WorkloadKey | None:
         """Forget the Drain object that somebody deleted, and return its workload: it gets a new one."""
@@ -107,8 +123,7 @@ class Reconciler:
     async def _gather(self, workload: WorkloadView, memory: _Memory) -> Snapshot:
         now = self._clock()
         if not memory.status_read:
-            memory.status = await self._cluster.read_status(workload.key)
-            memory.status_read = True
+            await self._read_status(workload.key, memory)
         pods = {pod.uid: pod for view in workload.sets for pod in self._pods.of(view.uid)}
         for pod in await self._unlabelled(workload, pods, memory, now):
             pods.setdefault(pod.uid, pod)
@@ -135,6 +150,31 @@ class Reconciler:
             epoch=self._state.epoch,
             recent=self._state.records(workload.key),
         )
+
+    async def _read_status(self, key: WorkloadKey, memory: _Memory) -> None:
+        try:
+            memory.status = await self._cluster.read_status(key)
+        except Exception as error:  # noqa: BLE001 (no pod waits for a status)
+            self._owe(key, memory, error)
+        else:
+            memory.status_read = True
+
+    async def _tell(self, snapshot: Snapshot, plan: Plan, memory: _Memory) -> None:
+        """Tell users; what cannot be told is told later, and holds up nothing."""
+        if not memory.status_read:
+            # It would be written over as if there were none: its transition times, and Warnings that were posted.
+            return
+        try:
+            await self._applier.tell(snapshot, plan)
+        except Exception as error:  # noqa: BLE001 (no pod waits for a status)
+            self._owe(snapshot.workload.key, memory, error)
+        else:
+            memory.untold_s = 0.0
+            self._remember(memory, plan)
+
+    def _owe(self, key: WorkloadKey, memory: _Memory, error: Exception) -> None:
+        memory.untold_s = min(max(2 * memory.untold_s, TELL_AGAIN_S), LOOK_AGAIN_S)
+        self._failed(key, error)
 
     async def _unlabelled(
         self, workload: WorkloadView, labelled: Mapping[str, PodView], memory: _Memory, now: float

@@ -101,7 +101,9 @@ class Scene:
         self.applier = Applier(both, both, self.metrics, lambda: self.now, lambda: self.may_delete)
 
     async def apply(self, *actions: Action, status: Mapping[str, object] | None = None) -> None:
-        await self.applier.apply(Snapshot(WORKLOAD, (), status=status), Plan(actions))
+        snapshot, plan = Snapshot(WORKLOAD, (), status=status), Plan(actions)
+        await self.applier.apply(snapshot, plan)
+        await self.applier.tell(snapshot, plan)
 
     def sample(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(name, labels)
