@@ -284,7 +284,8 @@ class App:
             self._queue.wake(key, after_s)
 
     def _wake_all(self) -> None:
-        for key in self._workloads.keys():  # noqa: SIM118 (no mapping)
+        # Also those that are gone, and left pods with orders.
+        for key in {*self._workloads.keys(), *self._state.ordered()}:
             self._wake(key)
 
     def _pod_changed(self, pod: PodView) -> None:
@@ -294,6 +295,8 @@ class App:
         if workload is not None:
             self._workloads.concern(workload.key)
             self._wake(workload.key)
+        else:
+            self._record_changed(pod.namespace, pod.uid, None)
 
     def _record_changed(self, namespace: str, uid: str | None, workload: str | None) -> None:
         if uid is not None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ebbtide.protocol import Order
 from ebbtide_operator.apply import Applier
 from ebbtide_operator.cluster.client import drain_name
 from ebbtide_operator.cluster.informer import PodInformer
@@ -30,6 +31,8 @@ LOOK_AGAIN_S = 30.0
 """Every workload is looked at this often without being woken: no lost wake lasts longer. It costs no request."""
 TELL_AGAIN_S = 1.0
 """How soon to try again to write a status that could not be; doubled each time, up to `LOOK_AGAIN_S`."""
+ORPHANED_FOR_S = 60.0
+"""How long a workload must be gone before its pods that are not even being deleted are taken for orphans."""
 MISSING_FOR_S = 1.0
 """How long pods must be missing from the cache before they are looked for: its watch may just be a moment behind."""
 
@@ -82,10 +85,12 @@ class Reconciler:
         self._wake = wake
         self._failed = failed
         self._memories: dict[WorkloadKey, _Memory] = {}
+        self._gone_since: dict[WorkloadKey, float] = {}
 
     def begin(self) -> None:
         """Forget what was known of statuses: another replica may have planned meanwhile."""
         self._memories.clear()
+        self._gone_since.clear()
         self._metrics.workloads.clear()
 
     async def reconcile(self, key: WorkloadKey) -> float | None:
@@ -94,7 +99,8 @@ class Reconciler:
         if workload is None:
             self._memories.pop(key, None)
             self._metrics.workloads.forget(key)
-            return None
+            return await self._settle(key)
+        self._gone_since.pop(key, None)
         memory = self._memories.setdefault(key, _Memory())
         with self._metrics.reconcile_duration.time():
             snapshot = await self._gather(workload, memory)
@@ -120,6 +126,32 @@ class Reconciler:
                 return key
         return None
 
+    async def _settle(self, key: WorkloadKey) -> float | None:
+        """Settle what is left of a workload that is gone: a drain ends when its pod goes, as ever.
+
+        The pods go soon after it. Those that stay were left without an owner, and serve again.
+        """
+        orders = self._orders(key)
+        if not orders:
+            self._gone_since.pop(key, None)
+            return None
+        now = self._clock()
+        pods = tuple(pod for uid in orders if (pod := self._pods.get(uid)) is not None and not pod.finished)
+        if now - self._gone_since.setdefault(key, now) < ORPHANED_FOR_S:
+            orders = {uid: orders[uid] for uid in orders.keys() - {pod.uid for pod in pods}}
+            pods = ()
+        nothing = WorkloadView(
+            key, "", generation=0, observed_generation=0, replicas=0, max_surge=0, max_unavailable=0, terminating=True
+        )
+        snapshot = self._snapshot(nothing, pods, orders, _Memory())
+        await self._applier.apply(snapshot, decide(snapshot, now))
+        return LOOK_AGAIN_S
+
+    def _orders(self, key: WorkloadKey) -> dict[str, Order]:
+        """Return the orders that name a workload, by pod UID."""
+        name = f"{key.kind}/{key.name}"
+        return {uid: order for uid, order in self._state.orders(key.namespace).items() if order.workload == name}
+
     async def _gather(self, workload: WorkloadView, memory: _Memory) -> Snapshot:
         now = self._clock()
         if not memory.status_read:
@@ -127,20 +159,23 @@ class Reconciler:
         pods = {pod.uid: pod for view in workload.sets for pod in self._pods.of(view.uid)}
         for pod in await self._unlabelled(workload, pods, memory, now):
             pods.setdefault(pod.uid, pod)
+        named = self._orders(workload.key)
+        orders = named | {uid: order for uid in pods if (order := self._state.order(workload.key.namespace, uid))}
+        return self._snapshot(workload, tuple(pods.values()), orders, memory)
+
+    def _snapshot(
+        self, workload: WorkloadView, pods: tuple[PodView, ...], orders: Mapping[str, Order], memory: _Memory
+    ) -> Snapshot:
         namespace = workload.key.namespace
-        orders = {
-            uid: order
-            for uid, order in self._state.orders(namespace).items()
-            if uid in pods or order.workload == f"{workload.key.kind}/{workload.key.name}"
-        }
-        reports = {uid: report for uid in pods.keys() | orders if (report := self._state.report(namespace, uid))}
+        uids = {pod.uid for pod in pods}
+        reports = {uid: report for uid in uids | orders.keys() if (report := self._state.report(namespace, uid))}
         phase, phase_revision, phase_at = self._state.phase(workload.key) or (None, 0, 0.0)
         return Snapshot(
             workload=workload,
-            pods=tuple(pods.values()),
+            pods=pods,
             orders=orders,
             reports=reports,
-            requested=self._state.requested(namespace) & pods.keys(),
+            requested=self._state.requested(namespace) & uids,
             phase=phase,
             phase_revision=phase_revision,
             phase_at=phase_at,

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from ebbtide.protocol import Desired, Outcome, PodState
 from ebbtide_operator.apply import Applier
 from ebbtide_operator.cluster.api import ApiError
 from ebbtide_operator.cluster.workloads import Workloads
 from ebbtide_operator.core.marks import read_marks
 from ebbtide_operator.core.model import PodView, Policy, WorkloadKey, WorkloadView
 from ebbtide_operator.metrics import Metrics
-from ebbtide_operator.reconcile import LOOK_AGAIN_S, TELL_AGAIN_S, Reconciler
+from ebbtide_operator.reconcile import LOOK_AGAIN_S, ORPHANED_FOR_S, TELL_AGAIN_S, Reconciler
 from ebbtide_operator.store.memory import MemoryStore
 from tests.unit.operator.test_workloads import ORDERS, a_deployment, a_replica_set
 from tests.unit.store.stand import Clock, a_report, report, running, seen
@@ -117,6 +118,11 @@ class Scene:
     def scale_down(self) -> None:
         self.workloads.take_replica_set(a_replica_set(version=2, replicas=0), deleted=False)
 
+    def remove(self) -> None:
+        """Delete the Deployment, and its ReplicaSet with it."""
+        self.workloads.take_deployment(a_deployment(5), deleted=True)
+        self.workloads.take_replica_set(a_replica_set(version=6), deleted=True)
+
     async def look(self) -> float | None:
         again_s = await self.reconciler.reconcile(ORDERS)
         await seen(self.state, self.store)
@@ -201,3 +207,51 @@ async def test_a_status_that_could_not_be_read_is_not_written_over(scene: Scene)
     scene.cluster.refusing.clear()
     await scene.look()
     assert scene.cluster.status is before
+
+
+async def test_a_drain_ends_with_its_pod_where_the_workload_is_gone(scene: Scene) -> None:
+    await scene.drain()
+    began_at = scene.clock.now
+    scene.remove()
+    scene.clock.now += 5
+    assert await scene.look() == LOOK_AGAIN_S
+    assert scene.state.order("shop", "u1") is not None
+    assert scene.state.ordered() == {ORDERS}
+    await report(
+        scene.store,
+        "u1",
+        a_report(sequence=9, state=PodState.EXITING, generation=1, active=2, forced=True).encode(),
+    )
+    await seen(scene.state, scene.store)
+    del scene.pods.by_uid["u1"]
+    scene.clock.now += 5
+    await scene.look()
+    (record,) = scene.state.records(ORDERS)
+    assert (record.uid, record.outcome, record.active_at_end) == ("u1", Outcome.ABANDONED, 2)
+    assert record.ended_at - began_at == 10
+    assert not scene.state.orders("shop")
+    assert scene.state.report("shop", "u1") is None
+    assert await scene.look() is None
+    assert scene.state.ordered() == frozenset()
+
+
+async def test_a_pod_that_is_left_without_its_workload_serves_again(scene: Scene) -> None:
+    await scene.drain()
+    scene.remove()
+    await scene.look()
+    assert scene.state.order("shop", "u1").desired is Desired.DRAIN
+    scene.clock.now += ORPHANED_FOR_S
+    await scene.look()
+    assert scene.state.order("shop", "u1").desired is Desired.SERVE
+    assert scene.pods.by_uid["u1"].deadline_at is None
+
+
+async def test_a_workload_that_came_back_goes_on_with_its_drains(scene: Scene) -> None:
+    await scene.drain()
+    scene.remove()
+    await scene.look()
+    scene.clock.now += ORPHANED_FOR_S - 1
+    scene.workloads.take_deployment(a_deployment(9, annotations=ANNOTATIONS, replicas=1), deleted=False)
+    scene.workloads.take_replica_set(a_replica_set(version=9, replicas=0), deleted=False)
+    await scene.look()
+    assert scene.state.order("shop", "u1").desired is Desired.DRAIN

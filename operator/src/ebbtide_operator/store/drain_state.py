@@ -147,6 +147,15 @@ class MirroredDrainState:
     def orders(self, namespace: str) -> Mapping[str, Order]:
         return dict(self.mirror.orders.get(namespace, {}))
 
+    def ordered(self) -> frozenset[WorkloadKey]:
+        """Return the workloads that an order names, also those that are gone."""
+        names = {(namespace, one.workload) for namespace, some in self.mirror.orders.items() for one in some.values()}
+        return frozenset(
+            WorkloadKey(namespace, kind, name)
+            for namespace, (kind, slash, name) in ((namespace, named.partition("/")) for namespace, named in names)
+            if slash
+        )
+
     def report(self, namespace: str, uid: str) -> ReportView | None:
         return self.mirror.reports.get(namespace, {}).get(uid)
 
