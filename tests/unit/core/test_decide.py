@@ -312,6 +312,22 @@ class TestDeleted:
 
 
 class TestHistory:
+    def test_the_end_of_a_pod_that_failed_in_mid_drain_is_written_down_while_its_object_stays(self) -> None:
+        failed = a_pod("failed", draining_since=NOW - 10, deadline_at=NOW + 60, finished=True)
+        order = an_order(issued_at=NOW - 10)
+        said = {failed.uid: a_report(live=False, state=PodState.EXITING, generation=1, active=3, forced=True)}
+        snapshot = a_snapshot(a_workload(replicas=0), (failed,), orders={failed.uid: order}, reports=said)
+        plan = decide(snapshot, NOW)
+        (written,) = of(plan, WriteRecord)
+        assert (written.record.outcome, written.record.started_at, written.record.ended_at) == (
+            Outcome.ABANDONED,
+            NOW - 10,
+            NOW,
+        )
+        assert of(plan, Forget) == [Forget("shop", failed.uid)]
+        later = decide(replace(snapshot, orders={}, reports={}, recent=(written.record,)), NOW + 86400)
+        assert [one for kind in (SendOrder, WriteRecord, Forget) for one in of(later, kind)] == []
+
     @pytest.mark.parametrize(
         ("report", "now", "outcome"),
         [

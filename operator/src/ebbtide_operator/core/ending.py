@@ -30,7 +30,8 @@ def gone(snapshot: Snapshot, now: float) -> Iterator[Action]:
     The order says that the end is not written yet, so it is forgotten last, in one write with the record. An operator
     of before wrote twice, and a crash between the two left both: then the history says that this end is known.
     """
-    present = {pod.uid for pod in snapshot.pods}
+    # Of a pod that failed nothing runs any more, and its object may stay for days.
+    present = {pod.uid for pod in snapshot.pods if not pod.finished}
     for uid in sorted(snapshot.orders.keys() - present):
         order = snapshot.orders[uid]
         if order.desired is not Desired.SERVE and not _is_written(snapshot, uid, order.issued_at):
