@@ -9,11 +9,12 @@ from ebbtide_operator.core.model import PodView
 from ebbtide_operator.core.verdict import Cause, DeleteRequest, HoldContext, delete_verdict
 
 NOW = 1_000_000.0
+CREATED_AT = NOW - 100
 
 
 def a_request(*, user: str = names.REPLICASET_CONTROLLER, grace_period_s: int | None = 75, **pod: Any) -> DeleteRequest:
     fields = {"label": "true"} | pod
-    return DeleteRequest(user, PodView("shop", "orders-1", "uid", "rs", 0.0, **fields), grace_period_s)
+    return DeleteRequest(user, PodView("shop", "orders-1", "uid", "rs", CREATED_AT, **fields), grace_period_s)
 
 
 def test_a_pod_that_drains_is_held_and_the_message_says_what_it_waits_for() -> None:
@@ -24,7 +25,7 @@ def test_a_pod_that_drains_is_held_and_the_message_says_what_it_waits_for() -> N
 
 
 def test_a_pod_that_was_not_chosen_is_held_and_told_so() -> None:
-    verdict = delete_verdict(a_request(), HoldContext(workload="deployment/orders", draining=2), NOW)
+    verdict = delete_verdict(a_request(), HoldContext(managed=True, workload="deployment/orders", draining=2), NOW)
     assert (verdict.allow, verdict.cause) == (False, Cause.WAITING)
     assert verdict.message == "ebbtide: waits for a drain slot; draining now: 2 pods of deployment/orders"
 
@@ -53,6 +54,21 @@ def test_a_pod_that_was_not_chosen_is_held_and_told_so() -> None:
 def test_what_is_never_held(request_: DeleteRequest, context: HoldContext, cause: Cause) -> None:
     verdict = delete_verdict(request_, context, NOW)
     assert (verdict.allow, verdict.cause) == (True, cause)
+
+
+@pytest.mark.parametrize("marks", [{}, {"draining_since": NOW - 5}, {"deadline_at": NOW + 70}])
+def test_a_pod_of_a_workload_that_stays_unknown_is_let_go(marks: dict[str, Any]) -> None:
+    request, unknown = a_request(**marks), HoldContext(managed=None)
+    assert not delete_verdict(request, unknown, CREATED_AT + 29).allow, "its events may be on their way"
+    verdict = delete_verdict(request, unknown, CREATED_AT + 30)
+    assert (verdict.allow, verdict.cause) == (True, Cause.NOT_MANAGED)
+    assert not delete_verdict(request, HoldContext(managed=True), CREATED_AT + 30).allow
+
+
+def test_a_drain_under_way_keeps_its_deadline_though_its_workload_is_unknown() -> None:
+    request = a_request(draining_since=NOW - 5, deadline_at=NOW + 70)
+    assert not delete_verdict(request, HoldContext(managed=None), NOW).allow
+    assert delete_verdict(request, HoldContext(managed=None), NOW + 70).allow
 
 
 pods = st.fixed_dictionaries(
@@ -84,6 +100,8 @@ def test_a_hold_needs_every_one_of_its_grounds(pod: dict[str, Any], context: Hol
         assert request.pod.deadline_at is None or now < request.pod.deadline_at
         assert context.leader_silent_s <= context.leader_limit_s
         assert context.store_lost_s <= context.fail_open_after_s
+        assert context.managed is not False
+        assert context.managed or request.pod.deadline_at is not None or now < CREATED_AT + 30
         assert verdict.message
 
 

@@ -34,7 +34,7 @@ class Scene:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.workloads = Workloads(Policy(), lambda _key: None)
-        self.context = HoldContext()
+        self.context = HoldContext(managed=True)
         self.held: list[tuple[str, str]] = []
         self.lookups: list[str] = []
         self.replica_sets: dict[str, dict[str, Any]] = {}

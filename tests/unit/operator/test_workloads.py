@@ -157,6 +157,35 @@ def test_the_end_of_the_old_one_of_a_name_does_not_hide_the_new_one(cache: Cache
     assert (workload.uid, workload.replicas) == ("new", 7)
 
 
+def orphaned(document: dict[str, Any]) -> dict[str, Any]:
+    return document | {"metadata": document["metadata"] | {"ownerReferences": []}}
+
+
+def test_a_replica_set_that_its_deployment_gave_up_is_forgotten(cache: Cache) -> None:
+    cache.deployment(a_deployment())
+    cache.replica_set(a_replica_set(version=1))
+    cache.replica_set(orphaned(a_replica_set(version=3)))
+    cache.replica_set(a_replica_set(version=2))
+    workload = cache.workloads.get(ORDERS)
+    assert workload is not None
+    assert workload.sets == ()
+    assert cache.workloads.owning("uid-orders-1") is None
+    assert cache.told == [ORDERS] * 3
+    cache.replica_set(a_replica_set(version=4))
+    assert cache.workloads.owning("uid-orders-1") is not None, "adopted again"
+
+
+def test_a_replica_set_that_another_deployment_adopts_is_no_longer_the_first_ones(cache: Cache) -> None:
+    cache.deployment(a_deployment())
+    cache.replica_set(a_replica_set(version=1))
+    cache.replica_set(a_replica_set(version=2, owner="another"))
+    workload = cache.workloads.get(ORDERS)
+    assert workload is not None
+    assert workload.sets == ()
+    cache.replica_set(a_replica_set(version=2, owner="another"), deleted=True)
+    assert cache.workloads.get(ORDERS) == workload
+
+
 class TestLists:
     def take(self, cache: Cache, deployments: list[dict[str, Any]], sets: list[dict[str, Any]], version: int) -> None:
         cache.workloads.take_lists(Listing(deployments, version), Listing(sets, version))
@@ -172,6 +201,15 @@ class TestLists:
         assert [one.name for one in workload.sets] == ["orders-2"]
         self.take(cache, [], [], 11)
         assert cache.workloads.get(ORDERS) is None
+
+    def test_a_replica_set_that_was_given_up_unseen_is_forgotten(self, cache: Cache) -> None:
+        cache.deployment(a_deployment(1))
+        cache.replica_set(a_replica_set(version=2))
+        cache.workloads.expect_lists()
+        self.take(cache, [a_deployment(1)], [orphaned(a_replica_set(version=3))], 10)
+        workload = cache.workloads.get(ORDERS)
+        assert workload is not None
+        assert workload.sets == ()
 
     def test_what_was_made_after_the_list_stays(self, cache: Cache) -> None:
         cache.workloads.expect_lists()

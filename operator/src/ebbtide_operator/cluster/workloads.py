@@ -106,8 +106,13 @@ class Workloads:
         if deleted:
             self._remove_set(uid)
             return
-        new = self._set_of(document)
-        if new is None or not self._is_news(document) or self._sets.get(uid) == new:
+        new, old = self._set_of(document), self._sets.get(uid)
+        if (new is None and old is None) or not self._is_news(document) or new == old:
+            return
+        if old is not None and (new is None or new.owner_uid != old.owner_uid):
+            # Its Deployment gave it up: deleted without its dependents, or the labels do not match any more.
+            self._take_out(uid)
+        if new is None:
             return
         self._sets[uid] = new
         self._sets_of.setdefault(new.owner_uid, set()).add(uid)
@@ -188,6 +193,9 @@ class Workloads:
 
     def _remove_set(self, uid: str) -> None:
         self._note_gone(uid)
+        self._take_out(uid)
+
+    def _take_out(self, uid: str) -> None:
         old = self._sets.pop(uid, None)
         if old is None:
             return

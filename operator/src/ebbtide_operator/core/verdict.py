@@ -15,6 +15,8 @@ from ebbtide_operator.core.marks import format_second
 from ebbtide_operator.core.model import PodView
 
 TOO_MANY_REQUESTS = 429
+UNKNOWN_S = 30.0
+"""How long after a pod was made its workload may still be on its way to us; one that is not known then is none."""
 CONTROLLERS = frozenset({names.REPLICASET_CONTROLLER, names.CONTROLLER_MANAGER})
 
 
@@ -107,6 +109,10 @@ ALLOWING: tuple[Check, ...] = (
     lambda request, _context, now: Cause.DEADLINE if _is_over(request.pod, now) else None,
     lambda _request, context, _now: Cause.LEADER_SILENT if context.leader_silent_s > context.leader_limit_s else None,
     lambda _request, context, _now: Cause.STORE_LOST if context.store_lost_s > context.fail_open_after_s else None,
+    # Nobody plans for what is not known: the pods would wait for ever. Those with a deadline have an end.
+    lambda request, context, now: (
+        Cause.NOT_MANAGED if context.managed is None and _is_alone(request.pod, now) else None
+    ),
 )
 
 
@@ -126,6 +132,10 @@ def delete_verdict(request: DeleteRequest, context: HoldContext, now: float) -> 
     if since is None:
         return Verdict(allow=False, cause=Cause.WAITING, message=_waiting(context))
     return Verdict(allow=False, cause=Cause.DRAINING, message=_draining(since, context))
+
+
+def _is_alone(pod: PodView, now: float) -> bool:
+    return (pod.draining_since is None or pod.deadline_at is None) and now >= pod.created_at + UNKNOWN_S
 
 
 def _is_over(pod: PodView, now: float) -> bool:
