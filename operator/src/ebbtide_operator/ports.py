@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ebbtide.etcd.messages import Changed, Compare, Delete, KeyValue, Put, Removed, Resync
 from ebbtide.protocol import DrainRecord, Order, Phase
@@ -147,6 +147,9 @@ class Cluster(Protocol):
         Raises:
             Refused: It was not accepted.
         """
+
+    async def replica_set(self, namespace: str, name: str) -> Mapping[str, Any] | None:
+        """Return one ReplicaSet as the API has it now, never from before the call; None: there is none."""
 
     async def unlabelled_pods(self, workload: WorkloadView) -> Sequence[PodView]:
         """Return the pods of the workload's ReplicaSets that have no managed label."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ebbtide.protocol import Order
 from ebbtide_operator.apply import Applier
@@ -23,7 +24,7 @@ from ebbtide_operator.core.model import (
     WriteStatus,
 )
 from ebbtide_operator.metrics import Metrics
-from ebbtide_operator.ports import Cluster, DrainState
+from ebbtide_operator.ports import Cluster, Conflict, DrainState
 
 logger = logging.getLogger(__name__)
 
@@ -104,11 +105,10 @@ class Reconciler:
         memory = self._memories.setdefault(key, _Memory())
         with self._metrics.reconcile_duration.time():
             snapshot = await self._gather(workload, memory)
-            plan = decide(snapshot, self._clock())
-            again_s = min(plan.requeue_after_s or LOOK_AGAIN_S, LOOK_AGAIN_S)
-            if memory.missing_since is not None:
-                again_s = min(again_s, MISSING_FOR_S)
+            again_s = LOOK_AGAIN_S if memory.missing_since is None else MISSING_FOR_S
             try:
+                snapshot, plan = await self._decide(snapshot)
+                again_s = min(again_s, plan.requeue_after_s or LOOK_AGAIN_S)
                 await self._applier.apply(snapshot, plan)
             except Exception:
                 # The back-off after a failure grows past any deadline.
@@ -125,6 +125,39 @@ class Reconciler:
                 memory.status = None
                 return key
         return None
+
+    async def _decide(self, snapshot: Snapshot) -> tuple[Snapshot, Plan]:
+        """Decide; where pods would go, on sizes that are newer than the pods."""
+        plan = decide(snapshot, self._clock())
+        while plan.unsized:
+            try:
+                snapshot = await self._size(snapshot, plan.unsized)
+            except Exception:
+                # What takes no pod does not depend on it.
+                await self._applier.apply(snapshot, plan)
+                raise
+            plan = decide(snapshot, self._clock())
+        return snapshot, plan
+
+    async def _size(self, snapshot: Snapshot, uids: frozenset[str]) -> Snapshot:
+        """Read ReplicaSets from the API; the pods stay those of the snapshot, which are older.
+
+        Raises:
+            Conflict: One of them is gone, or belongs to another workload now.
+        """
+        workload = snapshot.workload
+        asked = [view for view in workload.sets if view.uid in uids]
+        documents = await asyncio.gather(
+            *(self._cluster.replica_set(workload.key.namespace, view.name) for view in asked)
+        )
+        for view, document in zip(asked, documents, strict=True):
+            self._workloads.take_read(view.uid, document)
+        now = self._workloads.get(workload.key)
+        known = {} if now is None else {view.uid: view for view in now.sets}
+        if now is None or not uids <= known.keys():
+            raise Conflict(f"{workload.key}: a ReplicaSet is gone, or has another owner")
+        sets = tuple(known.get(view.uid, view) for view in workload.sets)
+        return replace(snapshot, workload=replace(now, sets=sets), sized=snapshot.sized | uids)
 
     async def _settle(self, key: WorkloadKey) -> float | None:
         """Settle what is left of a workload that is gone: a drain ends when its pod goes, as ever.

@@ -89,5 +89,6 @@ def a_snapshot(workload: WorkloadView, pods: tuple[PodView, ...], **changes: Any
         "phase_revision": 1,
         "phase_at": NOW - 5,
         "epoch": 7,
+        "sized": frozenset(pod.owner_uid for pod in pods),
     }
     return Snapshot(workload=workload, pods=pods, **fields | changes)

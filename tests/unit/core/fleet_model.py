@@ -75,6 +75,8 @@ class World:
     policy: Policy = POLICY
     now: float = 1000.0
     sets: dict[str, ReplicaSetView] = field(default_factory=dict)
+    seen: dict[str, ReplicaSetView] = field(default_factory=dict)
+    """The ReplicaSets as the operator's watch has told them, which may be late; pods are always seen as they are."""
     pods: dict[str, PodView] = field(default_factory=dict)
     processes: dict[str, Process] = field(default_factory=dict)
     orders: dict[str, Order] = field(default_factory=dict)
@@ -95,14 +97,20 @@ class World:
     requested: set[str] = field(default_factory=set)
 
     def add_set(self, name: str, replicas: int, revision: str) -> None:
-        self.sets[f"rs-{name}"] = a_set(name, replicas, revision)
+        self.sets[f"rs-{name}"] = self.seen[f"rs-{name}"] = a_set(name, replicas, revision)
         self.control()
 
-    def resize(self, uid: str, replicas: int) -> None:
+    def resize(self, uid: str, replicas: int, *, unseen: bool = False) -> None:
         self.sets[uid] = replace(self.sets[uid], replicas=replicas)
+        if not unseen:
+            self.see(uid)
 
-    def snapshot(self) -> Snapshot:
-        sets = tuple(replace(one, observed_replicas=len(self.active(one.uid))) for one in self.sets.values())
+    def see(self, *uids: str) -> None:
+        """Let the operator learn the sizes of ReplicaSets; without names, of all."""
+        self.seen |= {uid: self.sets[uid] for uid in uids or self.sets}
+
+    def snapshot(self, sized: frozenset[str] = frozenset()) -> Snapshot:
+        sets = tuple(replace(one, observed_replicas=len(self.active(one.uid))) for one in self.seen.values())
         # The pod watch selects by the label; pods without it are looked for only where some should have it.
         newest = max((one.revision for one in sets), default="")
         return Snapshot(
@@ -110,6 +118,7 @@ class World:
             pods=tuple(pod for pod in self.pods.values() if pod.label or self.policy.mode is not Mode.OFF),
             orders=dict(self.orders),
             reports=dict(self.reports),
+            sized=sized,
             requested=frozenset(self.requested),
             phase=self.phase,
             phase_revision=self.phase_revision,
@@ -121,8 +130,18 @@ class World:
             recent=tuple(reversed(self.records[-10:])),
         )
 
+    def truth(self) -> Snapshot:
+        """Return a snapshot with the ReplicaSets as they are."""
+        now = self.snapshot()
+        return replace(now, workload=replace(now.workload, sets=tuple(self.sets.values())))
+
     def plan(self) -> Plan:
-        return decide(self.snapshot(), self.now)
+        """Plan as the operator does: sizes are read where pods would be taken."""
+        sized: frozenset[str] = frozenset()
+        while (plan := decide(self.snapshot(sized), self.now)).unsized:
+            self.see(*plan.unsized)
+            sized |= plan.unsized
+        return plan
 
     def apply(self, plan: Plan, most: int | None = None) -> None:
         """Carry out a plan, or its first actions only: then the operator was killed."""
@@ -198,7 +217,7 @@ class World:
                 uid = f"p{self.made}"
                 # Made without the floor, a pod is adopted later, and not heard.
                 floor, label = self.webhook_up, "true" if self.webhook_up else ""
-                pod = PodView("shop", uid, uid, one.uid, self.now, ready=True, label=label, floored=floor)
+                pod = PodView("shop", uid, uid, one.uid, self.now, started=False, label=label, floored=floor)
                 self.pods[uid] = pod
                 self.processes[uid] = Process(silent=not self.webhook_up)
                 self.user_costs[uid] = None
@@ -247,7 +266,7 @@ class World:
                     phase_revision=self.phase_revision,
                 )
                 self.reports[uid] = ReportView(report, live=True, received_at=self.now)
-            self.pods[uid] = replace(self.pods[uid], ready=process.state is PodState.SERVING)
+            self.pods[uid] = replace(self.pods[uid], started=True, ready=process.state is PodState.SERVING)
 
     def _obey(self, uid: str, process: Process, order: Order) -> None:
         if order.desired is Desired.SERVE:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ebbtide.protocol import Desired
 from ebbtide_operator.core.decide import SLACK_S
 from ebbtide_operator.core.fleet import survey
-from ebbtide_operator.core.model import Mode, Plan, SendOrder
+from ebbtide_operator.core.model import Mode, Plan, Release, SendOrder
 from tests.unit.core.fleet_model import World
 
 picks = st.integers(0, 99)
@@ -32,9 +32,13 @@ class Fleet(RuleBasedStateMachine):
         pods = sorted(self.world.pods)
         return pods[number % len(pods)] if pods else None
 
-    @rule(name=st.sampled_from(["rs-old", "rs-new"]), replicas=st.integers(0, 4))
-    def resize(self, name: str, replicas: int) -> None:
-        self.world.resize(name, replicas)
+    @rule(name=st.sampled_from(["rs-old", "rs-new"]), replicas=st.integers(0, 4), unseen=st.booleans())
+    def resize(self, name: str, replicas: int, unseen: bool) -> None:
+        self.world.resize(name, replicas, unseen=unseen)
+
+    @rule(name=st.sampled_from(["rs-old", "rs-new"]))
+    def the_watch_of_the_replica_sets_catches_up(self, name: str) -> None:
+        self.world.see(name)
 
     @rule()
     def control(self) -> None:
@@ -117,8 +121,8 @@ class Fleet(RuleBasedStateMachine):
 
     def _checked_plan(self) -> Plan:
         world = self.world
-        before = survey(world.snapshot())
         plan = world.plan()
+        before = survey(world.snapshot())
         starts = [
             action
             for action in plan.actions
@@ -129,7 +133,7 @@ class Fleet(RuleBasedStateMachine):
         spent = sum(one.spends_budget for one in before.members)
         back = sum(one.spends_budget for one in before.returning)
         assert not starts or spent - back + len(starts) <= before.limit, "never more than the budget"
-        assert len(starts) <= before.wanted, "only surplus pods are ordered to drain"
+        _check_that_they_are_too_many(world, plan)
         return plan
 
     @precondition(lambda self: self.world.store_ok)
@@ -155,6 +159,7 @@ class Fleet(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
+        world.see()
         world.store_ok = True
         for process in world.processes.values():
             process.silent = False
@@ -167,6 +172,19 @@ class Fleet(RuleBasedStateMachine):
             assert world.processes[uid].order is None, "every pod that stays serves"
         assert world.orders.keys() <= world.pods.keys()
         assert all(order.desired is Desired.SERVE for order in world.orders.values())
+
+
+def _check_that_they_are_too_many(world: World, plan: Plan) -> None:
+    """Compare who is taken with the ReplicaSets as they are, whatever the operator has seen of them."""
+    taken = {
+        action.pod.uid
+        for action in plan.actions
+        if isinstance(action, Release) or (isinstance(action, SendOrder) and action.order.desired is not Desired.SERVE)
+    }
+    for facts in survey(world.truth()).sets:
+        assert not taken & {one.pod.uid for one in facts.returning}, "nobody goes who is wanted back"
+        new = taken & {one.pod.uid for one in facts.candidates}
+        assert len(new) <= max(0, facts.missing), "only surplus pods are taken"
 
 
 TestFleet = Fleet.TestCase

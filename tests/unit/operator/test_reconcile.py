@@ -49,10 +49,14 @@ class Cluster:
         self.refusing: set[str] = set()
         self.deleted: list[str] = []
         self.status: Mapping[str, object] | None = None
+        self.sets: dict[str, dict[str, Any]] = {}
 
     def _check(self, call: str) -> None:
         if call in self.refusing:
             raise FORBIDDEN
+
+    async def replica_set(self, namespace: str, name: str) -> dict[str, Any] | None:
+        return self.sets.get(name)
 
     async def unlabelled_pods(self, workload: WorkloadView) -> tuple[PodView, ...]:
         return ()
@@ -107,8 +111,13 @@ class Scene:
 
     async def begin(self) -> None:
         self.workloads.take_deployment(a_deployment(annotations=ANNOTATIONS, replicas=1), deleted=False)
-        self.workloads.take_replica_set(a_replica_set(replicas=1), deleted=False)
+        self.size(version=1, replicas=1)
         await self.add("u1")
+
+    def size(self, version: int, replicas: int) -> None:
+        document = a_replica_set(version=version, replicas=replicas)
+        self.cluster.sets[document["metadata"]["name"]] = document
+        self.workloads.take_replica_set(document, deleted=False)
 
     async def add(self, uid: str, label: str = "true") -> None:
         self.pods.by_uid[uid] = PodView("shop", f"orders-1-{uid}", uid, "uid-orders-1", 1.0, ready=True, label=label)
@@ -116,12 +125,13 @@ class Scene:
         await seen(self.state, self.store)
 
     def scale_down(self) -> None:
-        self.workloads.take_replica_set(a_replica_set(version=2, replicas=0), deleted=False)
+        self.size(version=2, replicas=0)
 
     def remove(self) -> None:
         """Delete the Deployment, and its ReplicaSet with it."""
         self.workloads.take_deployment(a_deployment(5), deleted=True)
         self.workloads.take_replica_set(a_replica_set(version=6), deleted=True)
+        self.cluster.sets.clear()
 
     async def look(self) -> float | None:
         again_s = await self.reconciler.reconcile(ORDERS)

@@ -145,8 +145,8 @@ class KubernetesCluster:
         return PodIdentity(namespace=account[2], name=name, uid=uid)
 
     async def replica_set(self, namespace: str, name: str) -> Document | None:
-        """Return one ReplicaSet as the API has it; None: there is none."""
         try:
+            # Without a resourceVersion: the API server answers from the newest state, not from what it has cached.
             return await self._api.get(f"/apis/apps/v1/namespaces/{namespace}/replicasets/{name}")
         except ApiError as error:
             if error.status != 404:

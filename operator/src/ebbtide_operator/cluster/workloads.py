@@ -118,6 +118,14 @@ class Workloads:
         self._sets_of.setdefault(new.owner_uid, set()).add(uid)
         self._tell(new.key)
 
+    def take_read(self, uid: str, document: Document | None) -> None:
+        """Take a ReplicaSet that was read by its name; where another one has the name, or none, this one is gone."""
+        if document is None or document["metadata"]["uid"] != uid:
+            self._remove_set(uid)
+        elif uid in self._sets:
+            # Not one whose deletion was seen while it was being read.
+            self.take_replica_set(document, deleted=False)
+
     def expect_lists(self) -> None:
         """Remember deletions from now on: lists that are being read may still have what they delete."""
         self._gone = set()

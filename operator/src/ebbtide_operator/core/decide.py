@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 from ebbtide.protocol import Desired, Order, Outcome, Phase
 from ebbtide_operator.core import ending, reasons
@@ -104,6 +105,10 @@ def _manage(fleet: Fleet, now: float) -> Plan:
     actions += _deleted(fleet, now)
     if snapshot.store_ok:
         actions += ending.gone(snapshot, now)
+    if unsized := _in_doubt(fleet, actions) - snapshot.sized:
+        return Plan(
+            tuple(one for one in actions if not (_takes(one) and one.pod.owner_uid in unsized)), unsized=unsized
+        )
     reason, message = _say(fleet, chosen, waiting)
     status = merge_status(snapshot.status, drain_status(fleet, chosen, phase, reason, message, now), now)
     write, later_s = _write_status(snapshot, status, now)
@@ -121,6 +126,29 @@ def _manage(fleet: Fleet, now: float) -> Plan:
         surplus=fleet.surplus,
         tasks_left=sum(member.tasks or 0 for member in fleet.draining),
     )
+
+
+def _in_doubt(fleet: Fleet, actions: Iterable[Action]) -> frozenset[str]:
+    """Return the ReplicaSets that pods would be taken from, and those whose controllers want fewer than we know of."""
+    taken = {action.pod.owner_uid for action in actions if _takes(action)}
+    return frozenset(taken | {facts.view.uid for facts in fleet.sets if facts.asked and not facts.missing})
+
+
+def _takes(action: Action) -> TypeGuard[Release | Pin | SendOrder]:
+    """Say whether an action takes a pod from its ReplicaSet.
+
+    There are two watches. Where that of the ReplicaSets is late, each new pod of a scale-up looks like one too many,
+    and a drained pod like one that still has to go. A size that was read after the pods cannot lag behind them, since
+    a ReplicaSet asks for a pod before it is made.
+    """
+    match action:
+        case Release() | Pin():
+            return True
+        case SendOrder(_, order):
+            # One that leaves is being deleted already.
+            return order.desired is not Desired.SERVE and not order.leave
+        case _:
+            return False
 
 
 def _publish(snapshot: Snapshot, phase: Phase) -> list[Action]:

@@ -193,6 +193,8 @@ class SetFacts:
     returning: tuple[Member, ...]
     candidates: tuple[Member, ...]
     """Pods that could be chosen, first victim first."""
+    asked: bool
+    """Whether its controller asked for one of the candidates."""
 
     @cached_property
     def missing(self) -> int:
@@ -328,6 +330,7 @@ def _facts(view: ReplicaSetView, members: Iterable[Member], requested: frozenset
         keeping=tuple(draining[excess:]),
         returning=(*stuck, *draining[:excess]),
         candidates=tuple(sorted(free, key=lambda one: one.rank)),
+        asked=any(one.pod.uid in requested for one in free),
     )
 
 

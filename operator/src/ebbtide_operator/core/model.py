@@ -150,6 +150,8 @@ class Snapshot:
     """By pod UID, also of pods that are gone."""
     reports: Mapping[str, ReportView] = field(default_factory=dict)
     """By pod UID."""
+    sized: frozenset[str] = frozenset()
+    """UIDs of the ReplicaSets whose size was read after the pods were: only from these may pods be taken."""
     requested: frozenset[str] = frozenset()
     """UIDs of pods whose deletion a controller asked for and was refused."""
     phase: Phase | None = None
@@ -274,6 +276,11 @@ class Plan:
 
     actions: tuple[Action, ...] = ()
     requeue_after_s: float | None = None
+    unsized: frozenset[str] = frozenset()
+    """UIDs of ReplicaSets whose size decides, and may be older than the pods: to be read first.
+
+    What would take pods of theirs is left out, and so is what tells of the plan.
+    """
     reason: str = ""
     """CamelCase, as in conditions."""
     message: str = ""

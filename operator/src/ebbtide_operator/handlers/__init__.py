@@ -56,6 +56,8 @@ def build_settings() -> kopf.OperatorSettings:
     settings.watching.client_timeout = 300
     settings.watching.connect_timeout = 5
     settings.networking.request_timeout = 10
+    # kopf's own grow to 21 s: for so long after an outage the sizes would be those from before it.
+    settings.networking.error_backoffs = (1.0,) * 60
     # kopf would kill the whole process this long after its own end.
     settings.process.ultimate_exiting_timeout = None
     return settings
