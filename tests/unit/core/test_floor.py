@@ -84,6 +84,26 @@ def test_a_users_own_prestop_is_kept_and_reported() -> None:
     assert patch.notes[0] in apply(pod, patch.operations)["metadata"]["annotations"][names.FLOOR]
 
 
+@pytest.mark.parametrize(
+    ("hook", "own", "grace_s", "left_s"),
+    [
+        ({"sleep": {"seconds": 60}}, 90, 380, 320),
+        ({"sleep": {"seconds": 60}}, 600, 600, 540),
+        ({"exec": {"command": ["sleep", "20"]}}, None, 350, 320),
+        ({"httpGet": {"path": "/stop", "port": 80}}, 90, 410, 320),
+    ],
+)
+def test_a_users_own_prestop_takes_nothing_of_the_drains_time(
+    hook: dict[str, Any], own: int | None, grace_s: int, left_s: int
+) -> None:
+    pod = a_pod(lifecycle={"preStop": hook})
+    if own is not None:
+        pod["spec"]["terminationGracePeriodSeconds"] = own
+    result = floored(pod)
+    assert result["spec"]["terminationGracePeriodSeconds"] == grace_s
+    assert variables(result)[environment.GRACE_PERIOD] == str(left_s), "what SIGTERM finds"
+
+
 def test_a_poststart_hook_stays_beside_ours() -> None:
     pod = floored(a_pod(lifecycle={"postStart": {"exec": {"command": ["true"]}}}))
     assert set(pod["spec"]["containers"][0]["lifecycle"]) == {"postStart", "preStop"}
@@ -140,14 +160,17 @@ lists: st.SearchStrategy[Any] = (
     labels=st.none() | st.just({"app": "orders"}),
     grace=st.none() | st.integers(0, 1000),
     quiesce_s=st.floats(0, 300),
+    lifecycle=st.none()
+    | st.sampled_from([{"sleep": {"seconds": 7}}, {"exec": {"command": ["true"]}}]).map(lambda one: {"preStop": one}),
 )
 def test_a_second_round_changes_nothing(
-    env: Any, mounts: Any, volumes: Any, labels: Any, grace: int | None, quiesce_s: float
+    env: Any, mounts: Any, volumes: Any, labels: Any, grace: int | None, quiesce_s: float, lifecycle: Any
 ) -> None:
     pod = a_pod()
     container = pod["spec"]["containers"][0]
     for target, field, value in (
         (container, "env", env),
+        (container, "lifecycle", lifecycle),
         (container, "volumeMounts", mounts),
         (pod["spec"], "volumes", volumes),
         (pod["spec"], "terminationGracePeriodSeconds", grace),

@@ -67,13 +67,13 @@ def floor_patch(pod: Json, workload: WorkloadKey, policy: Policy, endpoint: Floo
     patch = _Patch()
     index, container = chosen
     path = f"/spec/containers/{index}"
-    patch.add_missing(
-        f"{path}/env", container.get("env"), _variables(workload, policy, endpoint, _grace_s(pod, policy))
-    )
+    hook_s = _own_hook_s(pod, container)
+    grace_s = _grace_s(pod, policy, hook_s)
+    # The library counts from SIGTERM on, which waits for the hook.
+    patch.add_missing(f"{path}/env", container.get("env"), _variables(workload, policy, endpoint, grace_s - hook_s))
     _mount_token(patch, pod, container, path)
     notes = _set_prestop(patch, container, path, policy, endpoint)
     own_grace = pod["spec"].get("terminationGracePeriodSeconds")
-    grace_s = _grace_s(pod, policy)
     if own_grace != grace_s:
         patch.operations.append({"op": "add", "path": "/spec/terminationGracePeriodSeconds", "value": grace_s})
     summary = f"container {container['name']}, grace period {grace_s} s"
@@ -104,10 +104,26 @@ def _chosen(containers: Sequence[Json], name: str | None) -> tuple[int, Json] | 
     return next(((index, one) for index, one in enumerate(containers) if one["name"] == name), None)
 
 
-def _grace_s(pod: Json, policy: Policy) -> int:
+def _grace_s(pod: Json, policy: Policy, hook_s: int) -> int:
+    return max(_own_grace_s(pod), math.ceil(policy.budget_s + environment.EXIT_MARGIN_S) + hook_s)
+
+
+def _own_grace_s(pod: Json) -> int:
     own: int | None = pod["spec"].get("terminationGracePeriodSeconds")
-    needed = math.ceil(policy.budget_s + environment.EXIT_MARGIN_S)
-    return max(DEFAULT_GRACE_S if own is None else own, needed)
+    return DEFAULT_GRACE_S if own is None else own
+
+
+def _own_hook_s(pod: Json, container: Json) -> int:
+    """Return how long a preStop hook of the user's may take of the grace period, which runs from its start."""
+    hook = _prestop(container)
+    if hook is None or _is_ours(hook):
+        return 0
+    if "sleep" in hook:
+        seconds: int = hook["sleep"].get("seconds", 0)
+        return seconds
+    # Of a command or a request nothing is known but that its author gave it this long. In a second round of webhooks
+    # the grace period has the room already.
+    return 0 if names.FLOOR in (pod.get("metadata", {}).get("annotations") or {}) else _own_grace_s(pod)
 
 
 def _variables(workload: WorkloadKey, policy: Policy, endpoint: FloorEndpoint, grace_s: int) -> list[Json]:
@@ -145,11 +161,10 @@ def _mount_token(patch: _Patch, pod: Json, container: Json, path: str) -> None:
 
 def _set_prestop(patch: _Patch, container: Json, path: str, policy: Policy, endpoint: FloorEndpoint) -> tuple[str, ...]:
     lifecycle: Json | None = container.get("lifecycle")
-    hook = (lifecycle or {}).get("preStop")
+    hook = _prestop(container)
     port = _admin_port(container)
     if hook is not None:
-        ours = str(hook.get("httpGet", {}).get("path", "")).startswith("/drain?start=prestop")
-        return () if ours else ("preStop: the container's own is kept; SIGTERM starts the drain after it",)
+        return () if _is_ours(hook) else ("preStop: the container's own is kept; SIGTERM starts the drain after it",)
     if port is None:
         name = environment.ADMIN_ADDRESS
         return (f"preStop: not added, since the container's {name} does not listen on the pod's address",)
@@ -167,6 +182,15 @@ def _set_prestop(patch: _Patch, container: Json, path: str, policy: Policy, endp
     else:
         patch.operations.append({"op": "add", "path": f"{path}/lifecycle/preStop", "value": hook})
     return ()
+
+
+def _prestop(container: Json) -> Json | None:
+    hook: Json | None = (container.get("lifecycle") or {}).get("preStop")
+    return hook
+
+
+def _is_ours(hook: Json) -> bool:
+    return str((hook.get("httpGet") or {}).get("path", "")).startswith("/drain?start=prestop")
 
 
 def _admin_port(container: Json) -> int | None:
