@@ -114,6 +114,12 @@ class TestCensus:
         assert plan.requeue_after_s == pytest.approx(0.25, abs=0.02)
         assert len(drained_names(decide(snapshot, NOW + 0.26))) == 1
 
+    def test_is_over_where_the_clock_was_set_back(self) -> None:
+        pods = (a_pod("a"), a_pod("b"))
+        snapshot = a_snapshot(a_workload(replicas=1), pods, reports=reports(*pods), phase_revision=2, phase_at=NOW)
+        assert drained_names(decide(snapshot, NOW)) == []
+        assert len(drained_names(decide(snapshot, NOW - 3600))) == 1
+
     def test_nobody_is_asked_where_all_must_go(self) -> None:
         pods = (a_pod("a"), a_pod("b"))
         snapshot = a_snapshot(a_workload(replicas=0), pods, reports=reports(*pods), phase=STABLE)

@@ -230,7 +230,7 @@ def _repair(snapshot: Snapshot, member: Member, now: float) -> tuple[list[Action
         return [SendOrder(member.pod, _order(snapshot, member, Desired.DRAIN, now, "OrderLost"))], None
     if member.pod.draining_since is not None and member.pod.deadline_at is not None:
         return [], None
-    if _thrifty(snapshot, member) and now < started + UNPINNED_S:
+    if _thrifty(snapshot, member) and started <= now < started + UNPINNED_S:
         return [], started + UNPINNED_S
     return [Pin(member.pod, started, started + member.budget_s)], None
 
@@ -247,7 +247,8 @@ def _choose(fleet: Fleet, now: float, *, phase_is_new: bool) -> tuple[tuple[Memb
         # The pods are asked by the phase that this plan publishes; its arrival wakes us.
         return (), now + CENSUS_S
     over_at = snapshot.phase_at + CENSUS_S
-    if now >= over_at or not any(_owes_answer(snapshot, member) for member in fleet.pool):
+    # A census from the future is one from before the clock was set back.
+    if not snapshot.phase_at <= now < over_at or not any(_owes_answer(snapshot, member) for member in fleet.pool):
         return victims, None
     return (), over_at
 
@@ -314,7 +315,7 @@ def _write_status(snapshot: Snapshot, status: dict[str, object], now: float) -> 
     if snapshot.status == status:
         return [], None
     age_s = now - snapshot.status_at
-    if snapshot.status is None or age_s >= STATUS_PERIOD_S or _words(snapshot.status) != _words(status):
+    if snapshot.status is None or not 0 <= age_s < STATUS_PERIOD_S or _words(snapshot.status) != _words(status):
         return [WriteStatus(status)], None
     return [], STATUS_PERIOD_S - age_s
 
