@@ -222,7 +222,7 @@ class TestDeletion:
                 "a",
                 annotations={
                     names.DRAINING_SINCE: "2026-11-24T12:00:01Z",
-                    names.DRAIN_DEADLINE: "2027-01-01T00:00:00Z",
+                    names.DRAIN_DEADLINE: "2026-11-24T13:00:00Z",
                 },
             )
         )

@@ -8,7 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 from ebbtide.protocol import Outcome
 from ebbtide_operator.core import names
+from ebbtide_operator.core.annotations import LONGEST_CANCEL_GRACE_S, LONGEST_DRAIN_S, LONGEST_QUIESCE_S
 from ebbtide_operator.core.model import PodView
+
+LAST_YEAR = 9999
+LONGEST_BUDGET_S = LONGEST_QUIESCE_S + LONGEST_DRAIN_S + LONGEST_CANCEL_GRACE_S
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -28,7 +32,7 @@ def parse_time(text: str) -> float:
     """Return the Unix seconds of an RFC 3339 time with any offset.
 
     Raises:
-        ValueError: It is no such time, or names no offset.
+        ValueError: It is no such time, names no offset, or is so far away that sums with it cannot be written any more.
     """
     try:
         moment = datetime.fromisoformat(text)
@@ -36,6 +40,8 @@ def parse_time(text: str) -> float:
         raise ValueError(f"must be a time like 2026-11-24T12:00:01.250Z, not {text!r}") from error
     if moment.tzinfo is None:
         raise ValueError(f"must end with Z or an offset, not {text!r}")
+    if not 1 < moment.year < LAST_YEAR:
+        raise ValueError(f"must be a time that a drain can have, not {text!r}")
     return (moment - _EPOCH) / timedelta(seconds=1)
 
 
@@ -53,11 +59,15 @@ class Marks:
 def read_marks(annotations: Mapping[str, str]) -> Marks:
     """Read a pod's marks; a value that cannot be read counts as absent, because a pod must never be held by a typo.
 
-    Without a readable deadline the rules fall back on the order, then on the policy.
+    So does a deadline that no drain can have. Without a deadline the rules fall back on the order, then on the policy.
     """
+    since, deadline_at = _time(annotations.get(names.DRAINING_SINCE)), _time(annotations.get(names.DRAIN_DEADLINE))
+    # Both are rounded.
+    if since is not None and deadline_at is not None and deadline_at > since + LONGEST_BUDGET_S + 0.001:
+        deadline_at = None
     return Marks(
-        draining_since=_time(annotations.get(names.DRAINING_SINCE)),
-        deadline_at=_time(annotations.get(names.DRAIN_DEADLINE)),
+        draining_since=since,
+        deadline_at=deadline_at,
         released=annotations.get(names.RELEASED),
         deletion_cost=cost(annotations.get(names.DELETION_COST)),
         original_cost=annotations.get(names.ORIGINAL_COST),
