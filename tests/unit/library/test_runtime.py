@@ -234,6 +234,32 @@ async def test_a_hook_that_takes_too_long_is_left_behind_and_recorded() -> None:
     assert ran == ["last", "cancelled"]
 
 
+async def test_a_drain_that_is_shortened_hurries_its_drain_hooks_and_leaves_the_exit_hooks_their_time() -> None:
+    ran: list[str] = []
+    begun = asyncio.Event()
+
+    async def deregister() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ran.append("deregistered")
+
+    async with a_runtime(cancel_grace_s=0.05) as runtime:
+        runtime.on_exit(lambda: ran.append("pool closed"))
+        runtime.on_drain(lambda: ran.append("told"))
+        runtime.on_drain(deregister, timeout_s=3600)
+        runtime.scope("orders").spawn(asyncio.sleep(3600))
+        runtime._on_signal("SIGTERM", 1)
+        await begun.wait()
+        began_at = time.monotonic()
+        runtime._on_signal("SIGTERM", 2)
+        await runtime.wait_exit()
+    assert time.monotonic() - began_at < 3
+    assert sorted(ran[:2]) == ["deregistered", "told"]
+    assert ran[2:] == ["pool closed"]
+
+
 async def test_leaving_the_runtime_waits_for_what_is_in_flight() -> None:
     async with a_runtime() as runtime:
         task = runtime.scope("orders").spawn(asyncio.sleep(0.05, "done"))

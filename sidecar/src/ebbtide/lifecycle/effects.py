@@ -10,7 +10,7 @@ from functools import partial
 
 from ebbtide.environment import EXIT_MARGIN_S
 from ebbtide.lifecycle.drainwatch import DrainWatch
-from ebbtide.lifecycle.hooks import Hooks
+from ebbtide.lifecycle.hooks import LEAST_S, Hooks
 from ebbtide.lifecycle.machine import (
     AbandonTasks,
     CancelTasks,
@@ -132,9 +132,20 @@ class Effects:
                 self._exit_when_due(machine, partial(call_in, self._loop, self.exit_due.set))
 
     async def drain_hooks_ended(self) -> None:
-        """Wait for the drain hooks that run."""
-        if self._running_hooks:
-            await asyncio.wait(self._running_hooks)
+        """Wait for the drain hooks that run, and hurry those that outlast the drain.
+
+        They were given its budget when it began; a second signal or an order may have cut that since, and the exit
+        hooks are to have their time.
+        """
+        if not self._running_hooks:
+            return
+        # Those whose budget was not cut come to their own end at the same moment, and say how long they took.
+        left_s = max(0.0, self._deadline_at - time.monotonic()) + LEAST_S
+        _, late = await asyncio.wait(self._running_hooks, timeout=left_s)
+        for running in late:
+            running.cancel("the drain's budget is spent")
+        if late:
+            await asyncio.wait(late)
 
     def stop_budget_s(self) -> float:
         """Return how long the stop may take: what is left of the drain's budget, and the margin behind it."""
