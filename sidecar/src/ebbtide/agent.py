@@ -281,7 +281,9 @@ class Agent:
 
 def connect(settings: Settings) -> EtcdClient:
     """Return a client for the endpoints in the settings."""
-    tls = ssl.create_default_context(cadata=settings.ca) if settings.ca else None
+    # PEM is ASCII; a comment beside it, which `ssl` would refuse, need not be.
+    authorities = settings.ca.encode("ascii", "replace").decode("ascii")
+    tls = ssl.create_default_context(cadata=authorities) if authorities else None
     path = Path(settings.token_file) if settings.token_file else None
 
     def token() -> str:

@@ -181,7 +181,8 @@ class _Reader:
         if not text:
             return default
         host, _, port = text.rpartition(":")
-        if host and port.isdecimal() and int(port) < 65536:
+        # The length first: Python refuses to read a number of some thousand digits.
+        if host and port.isdecimal() and len(port) <= 5 and int(port) < 65536:
             return host.removeprefix("[").removesuffix("]"), int(port)
         self._refuse(environment.ADMIN_ADDRESS, "must be host:port", text, _address(*default))
         return default
@@ -190,16 +191,12 @@ class _Reader:
         text = self.text(environment.ENDPOINTS)
         if not text:
             return ()
-        from urllib.parse import urlsplit
-
         urls = tuple(url.strip().rstrip("/") for url in text.split(",") if url.strip())
-        for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
-                wanted = "must be http:// or https:// URLs separated by commas"
-                self._refuse(environment.ENDPOINTS, wanted, text, "none: the operator is not told anything")
-                return ()
-        return urls
+        if all(map(_is_endpoint, urls)):
+            return urls
+        wanted = "must be http:// or https:// URLs separated by commas"
+        self._refuse(environment.ENDPOINTS, wanted, text, "none: the operator is not told anything")
+        return ()
 
     def limits(self) -> Limits:
         """Read the limits; 0 stands for none."""
@@ -257,7 +254,7 @@ class _Reader:
 
     def workers_socket(self) -> str:
         text = self.text(environment.WORKERS_SOCKET)
-        if text and (not text.startswith(("@", "/")) or len(text.encode()) > LONGEST_SOCKET or "\0" in text):
+        if text and (not text.startswith(("@", "/")) or not _is_socket_name(text)):
             wanted = f"must be an absolute path, or @ and a name, of at most {LONGEST_SOCKET} bytes"
             self._refuse(environment.WORKERS_SOCKET, wanted, text, "the pod's own name")
             return ""
@@ -288,6 +285,25 @@ class _Reader:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_endpoint(url: str) -> bool:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # a bracket that is not closed, a host that is none after normalization
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)
+
+
+def _is_socket_name(text: str) -> bool:
+    try:
+        # As the kernel will see it: a path need not be UTF-8.
+        length = len(os.fsencode(text))
+    except UnicodeEncodeError:
+        return False
+    return length <= LONGEST_SOCKET and "\0" not in text
 
 
 def _whole(value: float | None) -> int | None:

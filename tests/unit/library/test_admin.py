@@ -252,6 +252,13 @@ def test_everywhere_is_every_ipv4_address_too_with_ipv6_or_without(
         server.stop()
 
 
+@pytest.mark.parametrize("host", ["Bücher..example", "shop\udcff"])
+def test_a_host_that_can_be_none_is_reported_and_the_application_goes_on(view: View, host: str, caplog: Any) -> None:
+    with caplog.at_level(logging.ERROR, "ebbtide"):
+        assert AdminServer(view, host, 0).start() is None
+    assert "EBBTIDE_ADMIN_ADDRESS" in caplog.text
+
+
 def test_unknown_paths_and_methods_are_refused(client: Client) -> None:
     assert client.ask("GET", "/")[0] == 404
     assert client.ask("PUT", "/drain")[0] == 501

@@ -7,9 +7,23 @@ from typing import Any
 import pytest
 
 import ebbtide
+from ebbtide.agent import connect
 from ebbtide.lifecycle.machine import Event
 from ebbtide.protocol import PodState
 from tests.unit.library.runtimes import a_runtime, until
+
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBbTCCAROgAwIBAgIUAUfneyuLWDtFbN4SLd1ZT6Mm/ZswCgYIKoZIzj0EAwIw
+DDEKMAgGA1UEAwwBeDAeFw0yNjExMjcyMzQ0MThaFw0yNjEyMDYyMzQ0MThaMAwx
+CjAIBgNVBAMMAXgwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAATBbzFyBEag2bTb
+DzEqxY+kIAVSdf+/ihaMBOWy+aOGIooQ3eqic9W0Wmal67Dirjwd2DRTj3U5sgch
+ONsfhLCDo1MwUTAdBgNVHQ4EFgQUfFtrIAxg20FJ6Gu/LQ32Kxcv9pcwHwYDVR0j
+BBgwFoAUfFtrIAxg20FJ6Gu/LQ32Kxcv9pcwDwYDVR0TAQH/BAUwAwEB/zAKBggq
+hkjOPQQDAgNIADBFAiEApuQ3bamHaMdBP8GQRUeGdl7iwmGNQ0jNBaUvez3g6JIC
+IA5+lkNk9UCzUC6PggQepfYF90x4v2PdxP12W6OR3sLx
+-----END CERTIFICATE-----
+"""
 
 
 async def test_a_drain_waits_for_tasks_and_refuses_new_ones() -> None:
@@ -342,14 +356,19 @@ async def test_a_displaced_signal_handler_is_told_of_once(caplog: Any, monkeypat
     assert sum("SIGTERM" in record.getMessage() for record in caplog.records) == 1
 
 
-async def test_certificates_that_cannot_be_read_keep_no_application_from_starting(caplog: Any) -> None:
+@pytest.mark.parametrize("text", ["no certificate", "keine Zertifizierungsbehörde"])
+async def test_certificates_that_cannot_be_read_keep_no_application_from_starting(text: str, caplog: Any) -> None:
     settings = ebbtide.Settings(
-        admin_port=0, endpoints=("https://ebbtide:443",), pod_uid="u", pod_namespace="n", ca="no certificate"
+        admin_port=0, endpoints=("https://ebbtide:443",), pod_uid="u", pod_namespace="n", ca=text
     )
     with caplog.at_level(logging.ERROR, "ebbtide"):
         async with ebbtide.Runtime(settings, watchdog=False) as runtime:
             assert runtime.ready
     assert "EBBTIDE_CA" in caplog.text
+
+
+def test_a_comment_beside_a_certificate_may_be_in_any_language() -> None:
+    connect(ebbtide.Settings(endpoints=("https://ebbtide:443",), ca=f"# Autorità interna\n{CERTIFICATE}"))
 
 
 async def test_a_runtime_runs_once() -> None:

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,6 +9,7 @@ from ebbtide import environment
 from ebbtide.lifecycle.machine import Durations
 from ebbtide.settings import Settings
 from ebbtide.tasks.limits import Limits
+from ebbtide.workers.place import Place
 
 DEFAULT = Settings().durations
 VARIABLES = [
@@ -45,7 +49,11 @@ def test_no_environment_keeps_an_application_from_starting(environ: dict[str, st
         (environment.DRAIN_TIMEOUT, "nan"),
         (environment.ADMIN_ADDRESS, "8471"),
         (environment.ADMIN_ADDRESS, "localhost:http"),
+        (environment.ADMIN_ADDRESS, "localhost:" + "8" * 5000),
         (environment.ENDPOINTS, "ebbtide:443"),
+        (environment.ENDPOINTS, "https://[fd00::1:2379"),
+        (environment.ENDPOINTS, "http://ex\u2100mple:2379"),
+        (environment.WORKERS_SOCKET, "@shop\ud800"),
         (environment.PREFIX, "ebbtide/"),
         (environment.MAX_TASKS, "many"),
         (environment.MAX_TASKS, "1.5"),
@@ -67,6 +75,17 @@ def test_in_a_pod_the_kubelet_can_reach_the_admin_server_and_elsewhere_only_this
     assert Settings.from_env({}).admin_host == "127.0.0.1"
     (problem,) = Settings.from_env({"KUBERNETES_SERVICE_HOST": "10.96.0.1", environment.ADMIN_ADDRESS: "8471"}).problems
     assert problem.endswith("; using [::]:8471")
+
+
+def test_a_path_need_not_be_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    settings = Settings.from_env({environment.WORKERS_SOCKET: name})
+    assert settings.problems == ()
+    assert settings.meeting_place == name
+    place = Place(name)
+    listener = place.claim()
+    assert listener is not None
+    place.give_up(listener)
 
 
 def test_an_ipv6_address_is_read_without_its_brackets() -> None:
