@@ -4,10 +4,12 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 
+from ebbtide.admin.connections import MOST_CONNECTIONS
 from ebbtide.admin.exposition import Numbers
 from ebbtide.admin.server import AdminServer
 from ebbtide.lifecycle.drainreport import DrainReport
@@ -250,6 +252,57 @@ def test_everywhere_is_every_ipv4_address_too_with_ipv6_or_without(
             connection.close()
     finally:
         server.stop()
+
+
+def test_callers_that_hold_every_connection_keep_no_probe_out(client: Client) -> None:
+    with ExitStack() as held:
+        callers = [http.client.HTTPConnection("127.0.0.1", client.port, timeout=10) for _ in range(MOST_CONNECTIONS)]
+        for number, caller in enumerate(callers):
+            held.callback(caller.close)
+            caller.connect()
+            if number % 2:
+                caller.request("GET", "/livez")
+                assert caller.getresponse().read() == b"ok\n"
+        for _ in range(3):
+            for caller in callers:
+                # One has made way for the probe before.
+                with suppress(ConnectionError):
+                    caller.sock.sendall(b"G")
+            assert client.ask("GET", "/livez") == (200, "ok\n")
+
+
+def test_who_is_being_answered_makes_way_for_nobody(view: View, client: Client) -> None:
+    answers: list[int] = []
+
+    def wait_for_the_drain() -> None:
+        answers.append(client.ask("GET", "/drain?start=prestop&wait=30")[0])
+
+    hooks = [threading.Thread(target=wait_for_the_drain) for _ in range(MOST_CONNECTIONS)]
+    for number, hook in enumerate(hooks, 1):
+        hook.start()
+        while len(view.asked) < number:
+            assert hook.is_alive()
+    with pytest.raises(ConnectionError):
+        client.ask("GET", "/livez")
+    view.drained.set()
+    for hook in hooks:
+        hook.join(10)
+    assert answers == [200] * MOST_CONNECTIONS
+    assert client.ask("GET", "/livez")[0] == 200
+
+
+def test_listening_asks_no_resolver(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def getfqdn(name: str = "") -> str:
+        asked.append(name)
+        return name
+
+    monkeypatch.setattr(socket, "getfqdn", getfqdn)
+    server = AdminServer(view, "127.0.0.1", 0)
+    assert server.start() is not None
+    server.stop()
+    assert asked == []
 
 
 @pytest.mark.parametrize("host", ["Bücher..example", "shop\udcff"])

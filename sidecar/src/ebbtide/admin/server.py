@@ -12,27 +12,21 @@ import ipaddress
 import json
 import logging
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
+from ebbtide.admin.connections import Connection, Server
 from ebbtide.admin.exposition import Numbers, render
 from ebbtide.lifecycle.drainreport import DrainReport
 from ebbtide.lifecycle.machine import Source
-from ebbtide.settings import EVERYWHERE
 from ebbtide.vocabulary import PodState
 
 logger = logging.getLogger("ebbtide")
 
-MOST_CONNECTIONS = 32
-"""Probes, one scraper, one preStop, and room; more are refused rather than served by more threads."""
-IDLE_S = 10.0
-"""A connection that says nothing for so long gives its place to another."""
 RETRY_S = 0.05
 LONGEST_WAIT_S = 7 * 86400.0
 
@@ -118,7 +112,7 @@ class AdminServer:
         self._host = host
         self._port = port
         self._token = token
-        self._server: _Server | None = None
+        self._server: Server | None = None
         self._thread: threading.Thread | None = None
 
     def start(self, patience_s: float = 0.0) -> int | None:
@@ -145,11 +139,11 @@ class AdminServer:
         port: int = self._server.server_address[1]
         return port
 
-    def _listen(self, give_up_at: float) -> _Server:
+    def _listen(self, give_up_at: float) -> Server:
         handler = _handler(self._view, self._token)
         while True:
             try:
-                return _Server((self._host, self._port), handler)
+                return Server((self._host, self._port), handler)
             except OSError:
                 if time.monotonic() >= give_up_at:
                     raise
@@ -174,44 +168,6 @@ class AdminServer:
         self._server = None
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        host, port = address
-        if host == EVERYWHERE and not socket.has_dualstack_ipv6():
-            host = "0.0.0.0"  # noqa: S104 (as asked for, on a machine without IPv6)
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._slots = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        super().__init__((host, port), handler)
-
-    def server_bind(self) -> None:
-        if self.server_address[0] == EVERYWHERE:
-            # The machine's own default may be otherwise (`net.ipv6.bindv6only`).
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        super().server_bind()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._slots.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._slots.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 (the base class's signature)
-        error = sys.exception()
-        # A caller that hangs up is no error of ours; anything else must be seen.
-        level = logging.DEBUG if isinstance(error, (ConnectionError, TimeoutError)) else logging.ERROR
-        logger.log(level, "ebbtide: admin request from %s failed", client_address, exc_info=error)
-
-
 def _is_local(address: str) -> bool:
     caller = ipaddress.ip_address(address.partition("%")[0])
     # A server on `::` sees IPv4 callers mapped into IPv6.
@@ -219,14 +175,9 @@ def _is_local(address: str) -> bool:
     return (mapped or caller).is_loopback
 
 
-def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        server_version = "ebbtide"
-        sys_version = ""
-        timeout = IDLE_S
-
-        def do_GET(self) -> None:
+def _handler(view: AdminView, token: str) -> type[Connection]:
+    class Handler(Connection):
+        def do_GET(self) -> None:  # noqa: N802 (the base class's name)
             self._route(
                 {
                     "/livez": self._livez,
@@ -240,7 +191,7 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
                 }
             )
 
-        def do_POST(self) -> None:
+        def do_POST(self) -> None:  # noqa: N802 (the base class's name)
             self._route(
                 {
                     "/drain": self._guarded(self._start),
@@ -249,11 +200,8 @@ def _handler(view: AdminView, token: str) -> type[BaseHTTPRequestHandler]:
                 }
             )
 
-        def do_DELETE(self) -> None:
+        def do_DELETE(self) -> None:  # noqa: N802 (the base class's name)
             self._route({"/drain": self._guarded(self._undrain), "/debug/tasks": self._with_token(self._cancel)})
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
-            logger.debug("ebbtide: admin " + format, *args)  # noqa: G003 (the base class's format)
 
         def _route(self, routes: Mapping[str, Callable[[Mapping[str, str]], None]]) -> None:
             url = urlsplit(self.path)
