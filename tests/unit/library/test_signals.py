@@ -28,6 +28,41 @@ def test_an_earlier_handler_runs_too_except_for_the_second_which_hurries_the_dra
     assert seen == ["SIGTERM 1", "server", "SIGTERM 2", "SIGTERM 3", "server"]
 
 
+def outcome(steps: str) -> tuple[int, list[str]]:
+    """Return how a process ended and what it printed; it prints how many signals came, and what the steps print."""
+    script = "import os, signal\nfrom ebbtide.lifecycle.signals import Signals\n"
+    script += "signals = Signals(lambda _name, count: print(count, flush=True))\n" + textwrap.dedent(steps)
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False)
+    return answer.returncode, answer.stdout.split()
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_the_third_signal_ends_a_process_that_has_no_handler(number: str) -> None:
+    code, printed = outcome(f"""
+        signals.install()
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.{number}):
+            signal.raise_signal(number)
+        print("here")
+    """)
+    assert code == -signal.Signals[number]
+    assert printed == ["1", "2", "3"]
+
+
+def test_no_signal_ends_a_process_that_has_a_handler_on_top_or_wants_none() -> None:
+    on_top = """
+        signals.install()
+        ours = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, lambda number, frame: ours(number, frame))
+    """
+    ignored = """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signals.install()
+    """
+    for before in (on_top, ignored):
+        steps = textwrap.dedent(before) + 'for _ in range(4):\n    signal.raise_signal(signal.SIGTERM)\nprint("here")'
+        assert outcome(steps) == (0, ["1", "2", "3", "4", "here"])
+
+
 def test_uninstalling_puts_the_earlier_handler_back() -> None:
     seen: list[str] = []
     signal.signal(signal.SIGTERM, lambda *_: seen.append("server"))

@@ -117,14 +117,19 @@ class Signals:
             if self._count >= HURRIED:
                 del self._earlier[number]
                 signal.signal(number, earlier)
+            if self._count > HURRIED:
+                self._act_as_before(number, frame, earlier)
             return
         if self._count == HURRIED:
             # Most servers take a second signal for the order to drop everything: tasks that were cancelled just now
             # would not get to clean up (docs/decisions/0010).
             return
-        # The default action of SIGTERM would end the process at once: the drain does that, later.
         if callable(earlier):
             earlier(number, frame)
+        elif earlier == signal.SIG_DFL and self._count > HURRIED and signal.getsignal(number) == self._handle:
+            # Nobody has a handler, below ours or on top of it: the default action, which the drain had put off.
+            del self._earlier[number]
+            self._act_as_before(number, frame, earlier)
 
     def _wake_the_loop(self) -> None:
         """See to it that a signal wakes the loop that runs here.
@@ -171,7 +176,7 @@ class Signals:
             self._act_as_before(number, frame, signal.SIG_DFL)
 
     def _act_as_before(self, number: int, frame: FrameType | None, earlier: Any) -> None:
-        """Be what was there before: a forked child has no drain, and would not end at all."""
+        """Be what was there before: for the third signal, and in a forked child, which has no drain to end it."""
         if callable(earlier):
             earlier(number, frame)
         elif earlier is not signal.SIG_IGN:
