@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Self
 
@@ -39,7 +39,11 @@ class Workers(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How one process drains, and whom it tells."""
+    """How one process drains, and whom it tells.
+
+    Raises:
+        ValueError: A duration is negative, or longer than a week.
+    """
 
     pod_name: str = ""
     pod_namespace: str = ""
@@ -81,6 +85,12 @@ class Settings:
     """Where they meet: `@` and an abstract name, or an absolute path; empty: a name for the pod."""
     problems: tuple[str, ...] = ()
     """One sentence for each variable that cannot be used, and for a budget that does not fit."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self.durations).items():
+            if not 0 <= value <= LONGEST_S:
+                # No clock waits for ever, and a report of that is no JSON.
+                raise ValueError(f"durations: {name}: must be seconds from 0 to {LONGEST_S:g}, not {value!r}")
 
     @property
     def has_store(self) -> bool:

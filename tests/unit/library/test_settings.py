@@ -1,3 +1,4 @@
+import math
 import os
 from pathlib import Path
 
@@ -75,6 +76,12 @@ def test_in_a_pod_the_kubelet_can_reach_the_admin_server_and_elsewhere_only_this
     assert Settings.from_env({}).admin_host == "127.0.0.1"
     (problem,) = Settings.from_env({"KUBERNETES_SERVICE_HOST": "10.96.0.1", environment.ADMIN_ADDRESS: "8471"}).problems
     assert problem.endswith("; using [::]:8471")
+
+
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, -1.0, 1e300])
+def test_a_duration_that_no_clock_can_wait_for_is_named(seconds: float) -> None:
+    with pytest.raises(ValueError, match="durations: drain_timeout_s: must be seconds from 0 to 604800, not"):
+        Settings(durations=Durations(drain_timeout_s=seconds))
 
 
 def test_a_path_need_not_be_utf8(tmp_path: Path) -> None:
