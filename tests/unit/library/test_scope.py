@@ -315,6 +315,55 @@ async def test_spawning_outside_a_loop_is_an_error_that_leaves_nothing_behind() 
         assert runtime.tasks_left == 0
 
 
+@pytest.mark.parametrize("timeout_s", [None, 5.0])
+@pytest.mark.parametrize("factory", [None, lambda loop, coro, **options: asyncio.Task(coro, loop=loop, **options)])
+async def test_what_is_no_coroutine_is_told_at_once_and_leaves_nothing_behind(
+    timeout_s: float | None, factory: Any
+) -> None:
+    async def work() -> None:
+        pass
+
+    async with a_runtime() as runtime:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(factory)
+        scope = runtime.scope("orders", limits=ebbtide.Limits(max_tasks=1))
+        waiting = runtime.scope("mails", limits=ebbtide.Limits(max_tasks=1, admission=ebbtide.Admission.WAIT))
+        given: list[Any] = [work, loop.create_future(), asyncio.gather(loop.create_future()), 5]
+        for wrong in given:
+            with pytest.raises(TypeError, match="a coroutine was expected, got"):
+                scope.spawn(wrong, timeout_s=timeout_s)
+            with pytest.raises(TypeError, match="a coroutine was expected, got"):
+                await waiting.submit(wrong, timeout_s=timeout_s)
+            async with scope.group() as group:
+                with pytest.raises(TypeError, match="a coroutine was expected, got"):
+                    group.spawn(wrong, timeout_s=timeout_s)
+        loop.set_task_factory(None)
+        assert (runtime.tasks_left, scope.gate.held, waiting.gate.held) == (0, 0, 0)
+        await scope.spawn(work())
+
+
+async def test_what_is_no_coroutine_is_refused_like_one_that_is() -> None:
+    async with a_runtime() as runtime:
+        scope = runtime.scope("orders", limits=ebbtide.Limits(admission=ebbtide.Admission.WAIT))
+        runtime.drain("test", leave=False)
+        wrong: Any = asyncio.sleep
+        with pytest.raises(ebbtide.Refused):
+            scope.spawn(wrong)
+        with pytest.raises(ebbtide.Refused):
+            await scope.submit(wrong)
+        async with scope.group() as group:
+            with pytest.raises(ebbtide.Refused):
+                group.spawn(wrong)
+
+
+async def test_a_future_is_no_task_to_adopt() -> None:
+    async with a_runtime() as runtime:
+        future: Any = asyncio.get_running_loop().create_future()
+        with pytest.raises(AttributeError):
+            runtime.scope("orders").adopt(future)
+        assert len(runtime._registry) == 0
+
+
 async def test_the_log_has_no_second_word_on_a_crash_that_nobody_awaited(caplog: Any) -> None:
     async def crash() -> None:
         raise ValueError("boom")

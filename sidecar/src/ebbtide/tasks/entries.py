@@ -82,8 +82,11 @@ Live = ManagedTask | Entry
 
 
 def close_unbegun(coroutine: Any) -> None:
-    """Close a coroutine, and what it was given to run: that would warn that nobody ever awaited it."""
-    while coroutine is not None:
+    """Close a coroutine, and what it was given to run: that would warn that nobody ever awaited it.
+
+    Anything else stays as it is: who gave it by mistake still owns it.
+    """
+    while asyncio.iscoroutine(coroutine):
         given = unbegun(coroutine)
         coroutine.close()
         coroutine = given

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ebbtide.errors import Refused
-from ebbtide.tasks.entries import Entry, error_of, outcome_of
+from ebbtide.tasks.entries import Entry, close_unbegun, error_of, outcome_of
 from ebbtide.tasks.limits import tighter
 from ebbtide.tasks.protection import cancel_softly, is_protected
 from ebbtide.tasks.starting import start_entry
@@ -58,12 +58,13 @@ class Group(asyncio.TaskGroup):
         Raises:
             Refused: As for `Scope.spawn`. The group goes on, unless its body lets this out.
             RuntimeError: The group has not begun, is being cancelled, or has ended.
+            TypeError: `coroutine` is none.
         """
         try:
             factory = asyncio.get_running_loop().get_task_factory()
             number = self._scope.enter()
         except (Refused, RuntimeError):
-            coroutine.close()
+            close_unbegun(coroutine)
             raise
         entry = Entry(number, "task", name or f"{self._name}-{number}", self._scope, meta)
         limit_s = tighter(timeout_s, self._limit_s)

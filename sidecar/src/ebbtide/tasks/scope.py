@@ -140,6 +140,7 @@ class Scope(Parent):
 
         Raises:
             Refused: There is no room, or the process drains; tell the caller to go elsewhere, or to come again.
+            TypeError: `coroutine` is none: a function that was not called, say, or a future.
         """
         registry = self.registry
         number = next(registry.numbers)
@@ -195,7 +196,7 @@ class Scope(Parent):
             if not admitted:
                 self._ask(number, now)
         except Refused:
-            coroutine.close()
+            close_unbegun(coroutine)
             raise
         return start(self, number, now, coroutine, name, meta, tighter(timeout_s, self.timeout_s), context)
 
@@ -226,7 +227,7 @@ class Scope(Parent):
         try:
             await self.gate.wait(number, self)
         except BaseException:
-            coroutine.close()
+            close_unbegun(coroutine)
             raise
         return start(self, number, monotonic(), coroutine, name, meta, tighter(timeout_s, self.timeout_s), context)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import get_running_loop
+from asyncio import get_running_loop, iscoroutine
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
 from functools import partial
@@ -64,7 +64,7 @@ def start(
         return made
     try:
         if limit_s is not None:
-            running = TimeLimit(registry, number, limit_s).run(coroutine)
+            running = _limited(scope, number, coroutine, limit_s)
         at_home = loop is registry.loop
         call_back = not at_home or len(registry.live) > CROWD or type(coroutine) is not CoroutineType
         if not call_back:
@@ -113,8 +113,10 @@ def start_entry(
     """
     scope, number = entry.scope, entry.number
     scope.registry.live[number] = entry
-    running = coroutine if limit_s is None else TimeLimit(scope.registry, number, limit_s).run(coroutine)
+    running = coroutine
     try:
+        if limit_s is not None:
+            running = _limited(scope, number, coroutine, limit_s)
         context.run(current_entry.set, number)
         task = context.run(make, running)
     except BaseException:
@@ -130,8 +132,9 @@ def adopt(scope: Scope, task: asyncio.Task[Any], name: str | None, meta: Mapping
         raise ValueError(f"task: {name_of(task)} of {task.scope.name} was started by a scope already")  # noqa: TRY004
     if task.done():
         raise ValueError(f"task: {task.get_name()} has ended")
+    name = name or task.get_name()
     number = scope.enter()
-    entry = Entry(number, "task", name or task.get_name(), scope, meta)
+    entry = Entry(number, "task", name, scope, meta)
     entry.task = task
     scope.registry.live[number] = entry
     task.add_done_callback(partial(_adopted_ended, entry))
@@ -147,12 +150,19 @@ def _entry_ended(
     coroutine: Coroutine[Any, Any, Any], ended: Callable[[asyncio.Task[T]], None], task: asyncio.Task[T]
 ) -> None:
     # Cancelled before its first step, a task never comes to await what it was to limit, or what its factory wrapped.
-    coroutine.close()
+    close_unbegun(coroutine)
     ended(task)
+
+
+def _limited(scope: Scope, number: int, coroutine: Coroutine[Any, Any, T], limit_s: float) -> Coroutine[Any, Any, T]:
+    # Without a limit asyncio says so. Inside of ours anything would do that can be awaited, and the rest be a crash.
+    if not iscoroutine(coroutine):
+        raise TypeError(f"a coroutine was expected, got {coroutine!r}")
+    return TimeLimit(scope.registry, number, limit_s).run(coroutine)
 
 
 def _withdraw(scope: Scope, number: int, running: Coroutine[Any, Any, Any]) -> None:
     """Take out an admitted entry whose task could not be started."""
-    close_unbegun(running)
     scope.registry.withdraw(number)
     scope.gate.leave(number, "cancelled")
+    close_unbegun(running)
