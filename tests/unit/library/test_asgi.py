@@ -150,6 +150,16 @@ async def test_health_paths_are_answered_at_any_time_and_are_no_work() -> None:
         assert probe.statuses == [200]
 
 
+@pytest.mark.parametrize("path", ["/api/livez", "/livez"])
+async def test_health_paths_are_known_behind_the_root_path_of_the_server(path: str) -> None:
+    async with a_runtime() as runtime:
+        app = DrainMiddleware(plain, runtime)
+        runtime.drain("test", leave=False)
+        assert (await Exchange(app, request(path) | {"root_path": "/api"}).done())[0]["status"] == 200
+        late = request("/api/orders/livez") | {"root_path": "/api"}
+        assert (await Exchange(app, late).done())[0]["status"] == 503
+
+
 async def test_a_refusal_by_the_application_is_an_answer() -> None:
     async def limited(scope: Any, receive: Any, send: Any) -> None:
         runtime.scope("inner", limits=ebbtide.Limits(max_tasks=1)).spawn(asyncio.sleep(LONG_S))

@@ -57,7 +57,7 @@ class DrainMiddleware:
         scope: Whose work requests are; None: the runtime's scope `http`.
         http: What a drain means to requests; a function is asked for each, with ASGI's scope of it.
         websocket: The same for websockets.
-        health_paths: Requests that are passed on at any time and are no work.
+        health_paths: Requests that are passed on at any time and are no work, with or without the server's root path.
 
     Raises:
         ValueError: A policy is neither a function nor one of `OnDrain`.
@@ -94,7 +94,8 @@ class DrainMiddleware:
                 await self._app(scope, receive, send)
             return
         path = scope["path"]
-        if path in self._health_paths:
+        # By the spec of ASGI a path begins with the root path, and not every server puts that there.
+        if path in self._health_paths or path.removeprefix(scope.get("root_path") or "") in self._health_paths:
             await self._app(scope, receive, send)
             return
         if self._http is not None and self._http(scope) == OnDrain.END:
