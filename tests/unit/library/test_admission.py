@@ -212,6 +212,25 @@ async def test_a_cancelled_wait_leaves_its_place_to_the_next() -> None:
         assert not scope.gate.waiters
 
 
+async def test_who_gives_up_at_an_outer_limit_leaves_its_place_at_the_inner_one_to_the_next() -> None:
+    async with a_scope(WAIT, max_tasks=3) as (runtime, scope):
+        process, mails = runtime._registry.gate, runtime.scope("mails")
+        first = await scope.submit(asyncio.sleep(3600))
+        others = [mails.spawn(asyncio.sleep(3600)) for _ in range(2)]
+        gone, stays = (asyncio.create_task(scope.submit(asyncio.sleep(0, "ran"))) for _ in range(2))
+        await until(lambda: len(scope.gate.waiters) == 2)
+        # Somebody else takes the place in the process before the one who is woken asks for it.
+        first.add_done_callback(lambda _: others.append(mails.spawn(asyncio.sleep(3600))))
+        first.cancel()
+        await until(lambda: len(process.waiters) == 1)
+        gone.cancel()
+        mails.cancel("test")
+        async with asyncio.timeout(10):
+            assert await (await stays) == "ran"
+        assert not scope.gate.waiters
+        assert not process.waiters
+
+
 async def test_who_waits_for_a_rate_comes_in_as_fast_as_it_allows() -> None:
     limits = Limits(rate_per_s=200.0, burst=1, admission=Admission.WAIT, wait_s=30.0)
     async with a_scope(limits) as (_, scope):

@@ -187,6 +187,10 @@ class Gate:
         except BaseException:
             for bucket in buckets:
                 bucket.give_back()
+            # It may have been woken for room at one gate, and have waited at another since then.
+            for gate in self.outwards():
+                if gate.waiters.queue and gate.held < gate.max_tasks:
+                    gate.waiters.wake_one()
             raise
 
     def leave(self, number: int, outcome: str) -> None:
