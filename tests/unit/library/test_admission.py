@@ -283,6 +283,32 @@ async def test_the_oldest_task_of_the_same_scope_is_shed_for_a_new_one() -> None
         runtime.scope("mails").cancel("test")
 
 
+async def test_nothing_is_shed_for_who_is_refused_by_a_rate() -> None:
+    limits = Limits(max_tasks=2, rate_per_s=0.001, burst=2, admission=Admission.SHED)
+    async with a_scope(limits) as (_, scope):
+        tasks = [scope.spawn(asyncio.sleep(3600)) for _ in range(2)]
+        assert refusal_of(scope).why == "rate"
+        assert not any(task.cancelling() for task in tasks)
+
+
+async def test_who_finds_nothing_to_shed_pays_nothing() -> None:
+    async with a_scope(Limits(admission=Admission.SHED), max_tasks=1, rate_per_s=0.001, burst=2) as (runtime, scope):
+        runtime.scope("mails").spawn(asyncio.sleep(3600))
+        assert refusal_of(scope).why == "limit"
+        runtime.scope("mails").cancel("test")
+        await until(lambda: runtime.tasks_left == 0)
+        await scope.spawn(asyncio.sleep(0))
+
+
+async def test_one_task_is_shed_for_a_new_one_where_its_scope_and_the_process_are_full() -> None:
+    async with a_scope(Limits(max_tasks=3, admission=Admission.SHED), max_tasks=3) as (_, scope):
+        tasks = [scope.spawn(asyncio.sleep(3600)) for _ in range(3)]
+        scope.spawn(asyncio.sleep(3600))
+        assert [task.cancelling() for task in tasks] == [1, 0, 0]
+        await asyncio.wait(tasks[:1])
+        assert scope.gate.held == 3
+
+
 async def test_shedding_has_an_end_where_tasks_take_long_to_clean_up() -> None:
     async def slow() -> None:
         try:

@@ -290,26 +290,33 @@ class Gate:
         for gate in gates:
             if gate.numbers is not None:
                 gate.numbers[number] = None
-        for gate in gates:
-            if gate.held > gate.max_tasks and not self._make_room(gate, scope):
-                self._forget(number)
-                return Refused(LIMIT, _room_in_s(scope, gate), scope.name)
+        full = [gate for gate in gates if gate.held > gate.max_tasks]
+        refusal: Refused | None = None
         taken: list[TokenBucket] = []
-        for gate in () if paid else gates:
-            if not gate.bucket.take(now):
-                for bucket in taken:
-                    bucket.give_back()
-                self._forget(number)
-                return Refused(RATE, max(RETRY_LEAST_S, gate.bucket.wait_s(now)), scope.name)
-            taken.append(gate.bucket)
+        if full and not self._may_shed(full):
+            refusal = Refused(LIMIT, _room_in_s(scope, full[0]), scope.name)
+        else:
+            for gate in () if paid else gates:
+                if not gate.bucket.take(now):
+                    refusal = Refused(RATE, max(RETRY_LEAST_S, gate.bucket.wait_s(now)), scope.name)
+                    break
+                taken.append(gate.bucket)
+        # Last, and once: nothing is shed for who is refused, and what is shed leaves by each of these gates.
+        if refusal is None and full and not scope.shed_oldest():
+            refusal = Refused(LIMIT, _room_in_s(scope, full[0]), scope.name)
+        if refusal is not None:
+            for bucket in taken:
+                bucket.give_back()
+            self._forget(number)
+            return refusal
         for breaker in self.breakers:
             breaker.admitted(number)
         return None
 
-    def _make_room(self, gate: Gate, scope: Scope) -> bool:
-        if self.limits.admission is not Admission.SHED or gate.held > gate.max_tasks * SHED_FACTOR:
+    def _may_shed(self, full: list[Gate]) -> bool:
+        if self.limits.admission is not Admission.SHED:
             return False
-        return scope.shed_oldest()
+        return all(gate.held <= gate.max_tasks * SHED_FACTOR for gate in full)
 
     def _forget(self, number: int) -> None:
         for gate in self.outwards():
