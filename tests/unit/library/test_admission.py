@@ -150,6 +150,29 @@ async def test_an_end_without_a_time_out_ends_the_row() -> None:
             await scope.spawn(asyncio.sleep(0))
 
 
+async def test_a_task_that_ends_late_after_its_time_limit_is_one_time_out() -> None:
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await go_on.wait()
+
+    go_on = asyncio.Event()
+    async with a_runtime(cancel_grace_s=0.02) as runtime:
+        scope = runtime.scope("orders", timeout_s=0.001, limits=Limits(breaker_timeouts=3, breaker_pause_s=60.0))
+        late = scope.spawn(slow())
+        await until(lambda: runtime._registry.abandoned)
+        go_on.set()
+        for task in (late, scope.spawn(slow())):
+            with pytest.raises(ebbtide.TimedOut):
+                await task
+        await until(lambda: runtime.tasks_left == 0)
+        assert scope.gate.breakers[0].row == 2
+        with pytest.raises(ebbtide.TimedOut):
+            await scope.spawn(asyncio.sleep(3600))
+        assert refusal_of(scope).why == "breaker"
+
+
 async def test_a_cancelled_probe_lets_another_one_try() -> None:
     async with a_scope(Limits(breaker_timeouts=1, breaker_pause_s=0.0)) as (_, scope):
         with pytest.raises(ebbtide.TimedOut):

@@ -59,6 +59,7 @@ class Gate:
         room: How many tasks may be in flight, by that limit, while each is counted in its last step.
         waiters: Who waits for a task to leave, in order.
         sleepers: Who waits for time to pass; the process's gate has them all.
+        given_up: Numbers of entries that are in flight although their time-out is counted.
     """
 
     def __init__(self, registry: Registry, limits: Limits, parent: Gate | None = None, name: str = "") -> None:
@@ -72,6 +73,7 @@ class Gate:
         self.waiters = Line()
         self.sleepers = Line()
         self._own_breaker: Breaker | None = None
+        self.given_up: set[int] = set()
         self._apply(limits)
         if parent is not None:
             parent.take_in(self)
@@ -195,8 +197,9 @@ class Gate:
 
     def leave(self, number: int, outcome: str) -> None:
         """Take note of an end; `outcome` is that of the registry."""
-        if outcome == "timed_out":
+        if outcome == "timed_out" and number not in self.given_up:
             self.timed_out(number, monotonic())
+        self.given_up.discard(number)
         for breaker in self.breakers:
             if not breaker.row:
                 continue
@@ -210,6 +213,11 @@ class Gate:
         for gate in self.outwards():
             if gate.waiters.queue:  # mostly nobody waits, and a crowd that ends passes here one by one
                 gate.waiters.wake_one()
+
+    def gave_up(self, number: int, now: float) -> None:
+        """Count the time-out of an entry that goes on all the same; its end is no second one."""
+        self.given_up.add(number)
+        self.timed_out(number, now)
 
     def timed_out(self, number: int, now: float) -> None:
         """Count a time-out against every breaker on the way out."""
@@ -255,6 +263,7 @@ class Gate:
         for gate in self.every():
             kept += [gate.waiters, gate.sleepers]
             gate.waiters, gate.sleepers = Line(), Line()
+            gate.given_up.clear()
             if gate.numbers is not None:
                 gate.numbers.clear()
         return kept

@@ -89,7 +89,7 @@ class TimeLimit:
         task, item = self._task, self._registry.live.get(self._number)
         if task is None or item is None or task.done():
             return
-        item.scope.gate.timed_out(item.number, monotonic())
+        item.scope.gate.gave_up(item.number, monotonic())
         # With the blocks that it is in: they are not waited for either.
         mine = [entry for entry in self._registry.entries() if task_of(entry) is task]
         self._registry.abandon(mine, f"did not end within {self._registry.grace_s:g} s after the time limit")
