@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import ebbtide
 from ebbtide.protocol import PodState
+from ebbtide.tasks.protection import is_protected
 from ebbtide.tasks.restarts import Restart, Restarts
 from tests.unit.library.runtimes import a_runtime, until
 
@@ -407,6 +409,48 @@ async def test_protection_nests_and_the_outer_one_goes_on_holding() -> None:
         await asyncio.wait({task})
         assert task.cancelled()
         assert reached == ["after the inner one"]
+
+
+async def test_protections_that_overlap_hold_a_cancel_until_the_last_one_ends() -> None:
+    async def lines() -> AsyncGenerator[str, None]:
+        with ebbtide.protect(30):
+            yield "line"
+
+    async def inner_ends_last() -> None:
+        with ebbtide.protect(30):
+            reading = lines()
+            await anext(reading)
+            begun.set()
+            await go_on.wait()
+        await asyncio.sleep(0)
+        reached.append("the end of the inner one")
+        await reading.aclose()
+        await asyncio.sleep(3600)
+
+    async def outer_ends_last() -> None:
+        reading = lines()
+        await anext(reading)
+        with ebbtide.protect(30):
+            await reading.aclose()
+            begun.set()
+            await go_on.wait()
+            reached.append("the end of the outer one")
+        await asyncio.sleep(3600)
+
+    reached: list[str] = []
+    async with a_runtime() as runtime:
+        scope = runtime.scope("orders")
+        for work in (inner_ends_last, outer_ends_last):
+            begun, go_on = asyncio.Event(), asyncio.Event()
+            task = scope.spawn(work())
+            await begun.wait()
+            scope.cancel("test")
+            await asyncio.sleep(0)
+            go_on.set()
+            await asyncio.wait({task})
+            assert task.cancelled()
+            assert not is_protected(task)
+    assert reached == ["the end of the inner one", "the end of the outer one"]
 
 
 def test_protection_does_nothing_where_nothing_can_cancel() -> None:

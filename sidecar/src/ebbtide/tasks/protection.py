@@ -13,7 +13,8 @@ logger = logging.getLogger("ebbtide")
 SHARE = 0.5
 """Of the grace after a cancel, how much may pass before a protected task gets it: cleanup needs the rest."""
 
-_protecting: dict[asyncio.Task[Any], protect] = {}
+_protecting: dict[asyncio.Task[Any], list[protect]] = {}
+"""The blocks that protect each task, the latest last. They may end in any order: those of async generators do."""
 
 
 class protect:  # noqa: N801 (used like a function)
@@ -35,7 +36,6 @@ class protect:  # noqa: N801 (used like a function)
             raise ValueError(f"seconds: must be 0 or more, not {seconds!r}")
         self._seconds = seconds
         self._task: asyncio.Task[Any] | None = None
-        self._outer: protect | None = None
         self._deliver: Callable[[], None] | None = None
         self._due: asyncio.TimerHandle | None = None
 
@@ -45,8 +45,7 @@ class protect:  # noqa: N801 (used like a function)
         except RuntimeError:  # no loop in this thread
             self._task = None
         if self._task is not None:
-            self._outer = _protecting.get(self._task)
-            _protecting[self._task] = self
+            _protecting.setdefault(self._task, []).append(self)
         return self
 
     def __exit__(
@@ -54,18 +53,18 @@ class protect:  # noqa: N801 (used like a function)
     ) -> None:
         if self._task is None:
             return
-        if self._outer is None:
+        others = _protecting[self._task]
+        others.remove(self)
+        if not others:
             del _protecting[self._task]
-        else:
-            _protecting[self._task] = self._outer
         deliver, due = self._deliver, self._due
         if deliver is None or due is None:
             return
         left_s = due.when() - self._task.get_loop().time()
         due.cancel()
         self._deliver = None
-        if self._outer is not None and left_s > 0:
-            self._outer.hold(deliver, left_s)
+        if others and left_s > 0:
+            others[-1].hold(deliver, left_s)
         else:
             deliver()
 
@@ -91,11 +90,11 @@ def cancel_softly(task: asyncio.Task[Any], deliver: Callable[[], None], grace_s:
         deliver: Cancels it.
         grace_s: Seconds that the task has for its end, protection included.
     """
-    protection = _protecting.get(task)
-    if protection is None:
+    protections = _protecting.get(task)
+    if protections is None:
         deliver()
     else:
-        protection.hold(deliver, grace_s * SHARE)
+        protections[-1].hold(deliver, grace_s * SHARE)
 
 
 def is_protected(task: asyncio.Task[Any]) -> bool:
