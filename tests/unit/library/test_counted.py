@@ -32,6 +32,11 @@ async def crash() -> None:
     raise ValueError("boom")
 
 
+async def close_itself() -> None:
+    await asyncio.sleep(0)
+    raise GeneratorExit
+
+
 async def swallow() -> None:
     try:
         await asyncio.sleep(3600)
@@ -61,6 +66,8 @@ def begin(scope: Scope, end: str) -> list[Task]:
             return [scope.spawn(at_once(), timeout_s=60)]
         case "crashes":
             return [scope.spawn(crash())]
+        case "raises what closes a coroutine":
+            return [scope.spawn(close_itself())]
         case "times out":
             return [scope.spawn(asyncio.sleep(3600), timeout_s=0.001)]
         case "cancels itself":
@@ -83,6 +90,7 @@ OUTCOMES = {
     "finishes at once": "finished",
     "finishes within its limit": "finished",
     "crashes": "failed",
+    "raises what closes a coroutine": "failed",
     "times out": "timed_out",
     "cancels itself": "cancelled",
     "swallows a cancel": "finished",
@@ -114,6 +122,23 @@ def test_an_end_is_counted_once_and_as_what_it_was(crowd: int, ends: list[str]) 
     assert registry.tally == Counter(OUTCOMES[end] for end in ends)
     assert not registry.odd
     assert not registry.marks
+
+
+def test_what_is_thrown_away_with_its_loop_is_not_counted() -> None:
+    async def main() -> None:
+        registry.settle(asyncio.get_running_loop())
+        tasks.append(scope.spawn(asyncio.Event().wait()))
+        await asyncio.sleep(0)
+
+    registry, tasks = Registry(lambda: None), list[Task]()
+    scope = Scope(registry, "orders", None)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.close()
+    coroutine: Any = tasks[0].get_coro()
+    coroutine.close()
+    assert registry.tally == {}
+    tasks[0]._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 async def test_a_cancel_that_is_taken_back_before_the_first_step_is_counted_once() -> None:

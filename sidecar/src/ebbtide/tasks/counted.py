@@ -6,6 +6,7 @@ loop, a call in its context.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,7 +45,10 @@ async def counted(scope: Scope, number: int, coroutine: Coroutine[Any, Any, T], 
     try:
         result = await coroutine
     except GeneratorExit:
-        raise  # thrown away with its loop: nobody is left to count it for
+        # Mostly it is thrown away with its loop, and nobody is left to count it for.
+        if _runs(number):
+            scope.registry.raised_in_task()
+        raise
     except BaseException:
         scope.registry.raised_in_task()
         raise
@@ -65,6 +69,15 @@ async def counted(scope: Scope, number: int, coroutine: Coroutine[Any, Any, T], 
     else:
         registry.ended_in_task(None)
     return result
+
+
+def _runs(number: int) -> bool:
+    """Say whether it is a task with this number that runs here."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop in this thread
+        return False
+    return getattr(task, "number", 0) == number
 
 
 def ended_as_usual(task: ManagedTask) -> bool:
