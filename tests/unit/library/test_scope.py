@@ -180,6 +180,21 @@ async def test_what_a_task_starts_by_other_means_still_belongs_to_it() -> None:
         assert runtime.drain_view()["late_arrivals"] == 2
 
 
+async def test_tasks_that_share_a_context_stay_work_when_one_of_them_has_ended() -> None:
+    async def order() -> str:
+        await draining.wait()
+        return await scope.spawn(asyncio.sleep(0, "sent"))
+
+    draining, shared = asyncio.Event(), contextvars.copy_context()
+    async with a_runtime() as runtime:
+        scope = runtime.scope("orders")
+        task = scope.spawn(order(), context=shared)
+        await scope.spawn(asyncio.sleep(0), context=shared)
+        runtime.drain("test", leave=False)
+        draining.set()
+        assert await task == "sent"
+
+
 async def test_what_outlives_its_task_belongs_to_nobody() -> None:
     async with a_runtime() as runtime:
         scope = runtime.scope("orders")

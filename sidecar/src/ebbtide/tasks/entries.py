@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -79,6 +80,20 @@ class Entry:
 
 
 Live = ManagedTask | Entry
+
+
+def asker(live: Container[int]) -> int:
+    """Return the number of the entry that runs here, and asks for something; 0: none.
+
+    Args:
+        live: Numbers of what is in flight.
+    """
+    number = current_entry.get()
+    if number and number not in live:
+        # Tasks that were given the same context overwrite each other's number there. A task knows its own.
+        with suppress(RuntimeError):  # no loop in this thread
+            return getattr(asyncio.current_task(), "number", number)
+    return number
 
 
 def close_unbegun(coroutine: Any) -> None:

@@ -24,7 +24,7 @@ from ebbtide.environment import DEFAULT_CANCEL_GRACE_S
 from ebbtide.errors import Refused
 from ebbtide.tasks.admission import DRAINING, WHY, Gate
 from ebbtide.tasks.counted import ended_as_usual
-from ebbtide.tasks.entries import EntryView, Live, ManagedTask, current_entry, error_of, kind_of, name_of, where
+from ebbtide.tasks.entries import EntryView, Live, ManagedTask, asker, current_entry, error_of, kind_of, name_of, where
 from ebbtide.tasks.heartbeats import missed
 from ebbtide.tasks.limits import Limits
 from ebbtide.vocabulary import TASK_OUTCOMES
@@ -221,7 +221,7 @@ class Registry:
             Refused: No live entry asks, or there are too many; the entry is out again.
         """
         refusal: Refused | None = Refused(DRAINING, scope=scope.name)
-        asking = current_entry.get()
+        asking = asker(self.live)
         if asking in self.live and asking not in self.abandoned:
             refusal = None if block else scope.gate.admit_late(number, scope)
         if refusal is None:
