@@ -130,6 +130,7 @@ class Stage:
     """Where a program runs, and what was seen."""
 
     make_group: Any
+    options: dict[str, Any] = field(default_factory=dict)
     seen: list[object] = field(default_factory=list)
     tasks: list[asyncio.Task[object]] = field(default_factory=list)
     names: Iterator[int] = field(default_factory=lambda: iter(range(10_000)))
@@ -208,7 +209,7 @@ class Stage:
         name = f"{who}.{next(self.names)}"
         playing = self.play(child, group, name)
         try:
-            task = group.create_task(playing, name=name)
+            task = group.create_task(playing, name=name, **self.options)
         except RuntimeError as error:
             playing.close()  # until 3.13 asyncio leaves that to others
             self.seen.append((who, "cannot spawn", str(error).split("> ")[-1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import logging
 import sys
@@ -21,9 +22,13 @@ from ebbtide.tasks.scope import Scope
 from tests.unit.library.group_programs import Program, Stage, observed, programs
 from tests.unit.library.runtimes import a_runtime, until
 
-FACTORIES = [None]
+WAYS: list[tuple[Any, dict[str, Any]]] = [(None, {})]
+"""Task factories, and options for `create_task`."""
 if sys.version_info >= (3, 12):
-    FACTORIES.append(asyncio.eager_task_factory)
+    WAYS.append((asyncio.eager_task_factory, {}))
+if sys.version_info >= (3, 14):
+    WAYS.append((None, {"eager_start": True}))
+    WAYS.append((asyncio.eager_task_factory, {"eager_start": False}))
 
 
 async def crash() -> None:
@@ -33,18 +38,18 @@ async def crash() -> None:
 # --- the same as asyncio.TaskGroup
 
 
-@pytest.mark.parametrize("factory", FACTORIES)
+@pytest.mark.parametrize(("factory", "options"), WAYS)
 @given(body=programs())
 @settings(max_examples=400, deadline=None)
-def test_a_program_cannot_tell_it_from_asyncios_own_group(factory: Any, body: Program) -> None:
+def test_a_program_cannot_tell_it_from_asyncios_own_group(factory: Any, options: Any, body: Program) -> None:
     logging.disable()
     try:
         with asyncio.Runner() as runner:
             runner.get_loop().set_task_factory(factory)
-            plain = runner.run(observed(Stage(asyncio.TaskGroup), body))
+            plain = runner.run(observed(Stage(asyncio.TaskGroup, options), body))
         registry = Registry(lambda: None, Limits())
         scope = Scope(registry, "work", None)
-        stage = Stage(scope.group)
+        stage = Stage(scope.group, options)
         with asyncio.Runner() as runner:
             runner.get_loop().set_task_factory(factory)
             registry.settle(runner.get_loop())
@@ -96,6 +101,28 @@ def test_an_interrupt_ends_the_group_and_the_program_as_in_asyncio(error: type[B
     # Tasks whose error nobody took say so when they are collected: here, and not while a later test has a module
     # compiled, since their traceback is parsed as well and Python 3.11 then mixes up the depths of the two.
     gc.collect()
+
+
+async def test_options_of_asyncio_reach_asyncio() -> None:
+    variable = contextvars.ContextVar("variable", default="")
+    context = contextvars.copy_context()
+
+    async def begin() -> None:
+        variable.set("set by the child")
+        ran.append("began")
+
+    ran: list[str] = []
+    async with a_runtime() as runtime, runtime.scope("orders").group() as group:
+        if sys.version_info >= (3, 14):
+            child = group.create_task(begin(), context=context, eager_start=True)
+            assert ran == ["began"]
+            await child
+            assert context[variable] == "set by the child"
+        else:
+            with pytest.raises(TypeError, match="eager_start"):
+                group.create_task(begin(), eager_start=True)
+        await until(lambda: runtime.tasks_left == 0)
+        assert runtime.drain_view()["tally"] == ({"finished": 1} if ran else {})
 
 
 async def test_a_group_is_entered_once_and_before_anything_is_spawned() -> None:

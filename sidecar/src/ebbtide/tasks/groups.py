@@ -60,6 +60,31 @@ class Group(asyncio.TaskGroup):
             RuntimeError: The group has not begun, is being cancelled, or has ended.
             TypeError: `coroutine` is none.
         """
+        return self._start(coroutine, name, meta, timeout_s, context, {})
+
+    def create_task(  # type: ignore[override] # asyncio takes bare generators too, which no task can run
+        self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None, **options: Any
+    ) -> asyncio.Task[T]:
+        """Start a child like `spawn`: for code that knows `asyncio.TaskGroup`.
+
+        Args:
+            coro: As for `spawn`.
+            name: As for `spawn`.
+            context: As for `spawn`.
+            options: What `asyncio.TaskGroup.create_task` knows besides: from Python 3.14 on `eager_start`.
+        """
+        return self._start(coro, name, None, None, context, options)
+
+    def _start(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        name: str | None,
+        meta: Mapping[str, Any] | None,
+        timeout_s: float | None,
+        context: Context | None,
+        options: Mapping[str, Any],
+    ) -> asyncio.Task[T]:
+        """Start a child, with options for who makes tasks here."""
         try:
             factory = asyncio.get_running_loop().get_task_factory()
             number = self._scope.enter()
@@ -70,19 +95,14 @@ class Group(asyncio.TaskGroup):
         limit_s = tighter(timeout_s, self._limit_s)
         if context is None:
             context = copy_context()
-        # Not every task factory knows the argument `context`; without it a task copies the one it is made in.
-        options: dict[str, Any] = {} if factory else {"context": context}
         make = partial(super().create_task, name=entry.name, **options)
+        # Not every task factory knows the argument `context`; without it a task copies the one it is made in. asyncio's
+        # own is told, since who starts eagerly enters the context for that, which nobody may be in then.
+        make = partial(context.run, make) if factory else partial(make, context=context)
         task = start_entry(entry, coroutine, limit_s, context, make, partial(self._ended, entry))
         entry.task = task
         self._entries[task] = entry
         return task
-
-    def create_task(  # type: ignore[override] # asyncio takes bare generators too, which no task can run
-        self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
-    ) -> asyncio.Task[T]:
-        """Start a child like `spawn`: for code that knows `asyncio.TaskGroup`."""
-        return self.spawn(coro, name=name, context=context)
 
     def _ended(self, entry: Entry, task: asyncio.Task[Any]) -> None:
         del self._entries[task]

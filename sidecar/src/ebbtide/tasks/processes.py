@@ -91,9 +91,10 @@ async def start_process(
     leads = bool(options.get("start_new_session")) or options.get("process_group") == 0
     child = Child(number, name or f"{Path(command[0]).name}-{number}", scope, meta, leads=leads)
     limit_s = tighter(timeout_s, scope.timeout_s)
-    make = partial(loop.create_task, name=child.name)
+    context = copy_context()
+    make = partial(context.run, loop.create_task, name=child.name)
     tending = _tend(child, started, command, dict(options))
-    child.task = start_entry(child, tending, limit_s, copy_context(), make, partial(_ended, child, started))
+    child.task = start_entry(child, tending, limit_s, context, make, partial(_ended, child, started))
     try:
         return await started
     except asyncio.CancelledError:

@@ -58,7 +58,7 @@ def start(
         # argument `context`; without it a task copies the one it is made in.
         entry = Entry(number, "task", name or f"{scope.name}-{number}", scope, meta)
         own = copy_context() if context is None else context
-        make = partial(loop.create_task, name=entry.name)
+        make = partial(own.run, loop.create_task, name=entry.name)
         made = start_entry(entry, coroutine, limit_s, own, make, partial(_adopted_ended, entry))
         entry.task = made
         return made
@@ -105,7 +105,7 @@ def start_entry(
         coroutine: What to run; closed also when the task has ended, which may be before its first step.
         limit_s: Seconds that it may take; None: no limit.
         context: Of its own; `ended` is called in it as well, so that a crash is logged with its trace id.
-        make: Makes the task, called within the context.
+        make: Makes the task, in that context.
         ended: Called when it has ended, a turn of the loop later; counts that.
 
     Returns:
@@ -118,7 +118,7 @@ def start_entry(
         if limit_s is not None:
             running = _limited(scope, number, coroutine, limit_s)
         context.run(current_entry.set, number)
-        task = context.run(make, running)
+        task = make(running)
     except BaseException:
         _withdraw(scope, number, running)
         raise
