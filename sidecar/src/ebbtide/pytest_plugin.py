@@ -19,6 +19,8 @@ MARK = "no_task_leaks"
 WITHIN_S = 1.0
 """Seconds that tasks have for their end after the test; those that were cancelled need a turn or two."""
 FIRST_PAUSE_S = 0.001
+CHECKED = "_ebbtide_checked"
+"""Attribute of a test that was wrapped already."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,9 +42,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         mark = item.get_closest_marker(MARK)
         if not isinstance(item, pytest.Function) or not (mark or everywhere):
             continue
-        if inspect.iscoroutinefunction(item.obj):
-            options = {} if mark is None else mark.kwargs
-            item.obj = checked(item.obj, options.get("ignore", ()), options.get("within_s", WITHIN_S))
+        options = {} if mark is None else mark.kwargs
+        ignore, within_s = options.get("ignore", ()), options.get("within_s", WITHIN_S)
+        # Hypothesis's, which it calls for each example; the test itself is an ordinary function then.
+        handle = getattr(item.obj, "hypothesis", None)
+        inner = getattr(handle, "inner_test", None)
+        if handle is not None and inspect.iscoroutinefunction(inner):
+            if not hasattr(inner, CHECKED):  # all cases of a parametrized test share it
+                handle.inner_test = checked(inner, ignore, within_s)
+        elif inspect.iscoroutinefunction(item.obj):
+            item.obj = checked(item.obj, ignore, within_s)
         elif mark is not None:
             raise pytest.UsageError(f"{item.nodeid}: {MARK} is for coroutine tests")
 
@@ -70,6 +79,7 @@ def checked(
             pytest.fail(_report(left), pytrace=False)
         return result
 
+    setattr(run, CHECKED, True)
     return run
 
 

@@ -65,6 +65,41 @@ def test_every_test_is_asked_where_the_configuration_says_so(tmp_path: Path) -> 
     assert "test_it.py:28 in test_is_not_asked" in out
 
 
+def test_each_example_of_a_property_is_asked(tmp_path: Path) -> None:
+    tests = textwrap.dedent("""
+        import asyncio
+        import pytest
+        from hypothesis import given, settings, strategies as st
+
+        async def forgotten():
+            await asyncio.sleep(3600)
+
+        @MARK
+        @settings(max_examples=5, database=None, deadline=None)
+        @given(number=st.integers(0, 9))
+        @pytest.mark.parametrize("leaks", [False, True])
+        async def test_leaks(leaks, number):
+            if leaks:
+                asyncio.get_running_loop().keep = asyncio.create_task(forgotten(), name="forgotten")
+
+        class TestOrders:
+            @MARK
+            @settings(max_examples=5, database=None)
+            @given(number=st.integers(0, 9))
+            async def test_cleans_up(self, number):
+                await asyncio.create_task(asyncio.sleep(0))
+    """)
+    marked = tests.replace("@MARK", "@pytest.mark.no_task_leaks(within_s=0.01)")
+    unmarked = tests.replace("@MARK", "@pytest.mark.asyncio")
+    for out in (
+        run(tmp_path, marked, "-p", "_hypothesis_pytestplugin"),
+        run(tmp_path, unmarked, "-p", "_hypothesis_pytestplugin", "-o", "no_task_leaks=true"),
+    ):
+        assert "1 failed, 2 passed" in out, out
+        assert "the test left 1 tasks behind:" in out
+        assert "forgotten: waits at" in out
+
+
 def test_a_mark_that_would_do_nothing_is_an_error(tmp_path: Path) -> None:
     out = run(tmp_path, "import pytest\n\n@pytest.mark.no_task_leaks\ndef test_it(): pass\n")
     assert "no_task_leaks is for coroutine tests" in out
