@@ -19,7 +19,7 @@ MARGIN_S = 1.3
 """Instead of five seconds; the watchdog comes one second before its end."""
 
 SERVICE = textwrap.dedent(f"""
-    import asyncio, logging, re, sys, threading, time, ebbtide, ebbtide.lifecycle.effects
+    import asyncio, logging, os, re, sys, threading, time, ebbtide, ebbtide.lifecycle.effects
     from ebbtide.lifecycle.machine import Durations
     how = sys.argv[1].split("+")
     ebbtide.lifecycle.effects.EXIT_MARGIN_S = {MARGIN_S}
@@ -47,6 +47,12 @@ SERVICE = textwrap.dedent(f"""
     def hold_the_interpreter():
         re.match("(a+)+$", "a" * 60 + "b")
 
+    def fork():
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+
     async def main():
         durations = Durations(0.0, {BUDGET_S / 2}, {BUDGET_S / 2})
         async with ebbtide.Runtime(ebbtide.Settings(admin_port=0, durations=durations)) as runtime:
@@ -56,6 +62,8 @@ SERVICE = textwrap.dedent(f"""
                 runtime.scope("work").spawn(block_the_loop(), name="culprit")
             if "interpreter" in how:
                 runtime.on_drain(hold_the_interpreter)
+            if "fork" in how:
+                runtime.on_drain(fork)  # before that: the last registered is the first
             if "hook" in how:
                 runtime.on_exit(for_ever.wait)
             if "hooks" in how:
@@ -99,6 +107,10 @@ def test_a_process_that_hangs_is_gone_within_its_budget(how: str, tmp_path: Path
         assert "Timeout" in said
     elif how != "log":
         assert re.search(r"ending the process; its main thread is at \S+:\d+ in ", said)
+
+
+def test_a_process_that_forked_in_its_drain_and_then_hangs_is_gone_as_well(tmp_path: Path) -> None:
+    assert "Timeout" in ended_by_force(["interpreter", "fork"], tmp_path, late_s=0.5)
 
 
 def test_a_process_that_hangs_in_several_ways_is_gone_as_well(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -145,3 +145,43 @@ def test_a_child_that_outlives_its_parent_holds_neither_port_nor_lead() -> None:
     """)
         == "the port is free\nthe lead is free True\n"
     )
+
+
+def test_a_child_that_is_forked_while_its_parent_drains_ends_and_drains_as_any_other() -> None:
+    assert (
+        run("""
+        import logging, sys, threading
+        from ebbtide.lifecycle.machine import Source
+
+        logging.getLogger("ebbtide").setLevel(logging.ERROR)  # not in the main thread: no signals, which is said
+        # As Celery's parent: the runtime beside, in a thread, and the main thread forks workers.
+        runtime = ebbtide.Runtime(ebbtide.Settings(admin_port=0, durations=Durations(0, 30, 5)))
+        draining = threading.Event()
+
+        async def drain():
+            async with runtime:
+                runtime.scope("work").spawn(asyncio.Event().wait())
+                runtime.request_drain(Source.PRESTOP, "", leave=True)
+                draining.set()
+                await runtime.wait_exit()
+
+        async def serve():
+            async with runtime:
+                print("child", runtime.state, flush=True)
+                runtime.request_drain(Source.PRESTOP, "", leave=True)
+                await runtime.wait_exit()
+
+        threading.Thread(target=lambda: asyncio.run(drain()), daemon=True).start()
+        draining.wait()
+        for work in (lambda: None, lambda: asyncio.run(serve())):
+            child = os.fork()
+            if not child:
+                signal.alarm(20)  # by the kernel: one that holds the interpreter runs no handler
+                work()
+                sys.exit()
+            wait_for(child)
+        print("parent", runtime.state, flush=True)
+        os._exit(0)
+    """)
+        == "child Serving\nparent Draining\n"
+    )

@@ -23,7 +23,62 @@ LEAD_S = 1.0
 FLUSH_S = 0.4
 BACKSTOP_S = 0.6
 """How much later faulthandler's thread comes."""
+AT_ONCE_S = 0.001
+"""faulthandler wants more than nothing."""
 STDERR = 2
+
+
+class _Backstop:
+    """faulthandler's timer: there is one in a process, and it must not stand while the process forks.
+
+    A child would inherit the timer and not its thread, and wait for that thread without end, holding the interpreter,
+    as soon as it set a timer of its own or just exited. Only before the fork can that be prevented.
+    """
+
+    def __init__(self) -> None:
+        # Re-entrant, as that of `logging`: a signal handler that forks may interrupt a fork.
+        self._lock = threading.RLock()
+        self._fires_at: float | None = None
+
+    def expect_end_by(self, at: float | None) -> None:
+        """End the process `BACKSTOP_S` after a time in monotonic seconds; None: not any more."""
+        with self._lock:
+            self._fires_at = None if at is None else max(at, monotonic()) + BACKSTOP_S
+            if self._fires_at is None:
+                faulthandler.cancel_dump_traceback_later()
+            else:
+                self._arm(self._fires_at)
+
+    def before_fork(self) -> None:
+        """Take the timer down, and let nobody set it until the process has forked."""
+        self._lock.acquire()
+        if self._fires_at is not None:
+            faulthandler.cancel_dump_traceback_later()
+
+    def after_fork_in_parent(self) -> None:
+        """Set the timer again for the time that it had."""
+        try:
+            if self._fires_at is not None:
+                self._arm(self._fires_at)
+        finally:
+            self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Be one that was never set: nobody told this process to end."""
+        self._lock = threading.RLock()
+        self._fires_at = None
+
+    @staticmethod
+    def _arm(fires_at: float) -> None:
+        faulthandler.dump_traceback_later(max(AT_ONCE_S, fires_at - monotonic()), exit=True, file=STDERR)
+
+
+_backstop = _Backstop()
+os.register_at_fork(
+    before=_backstop.before_fork,
+    after_in_parent=_backstop.after_fork_in_parent,
+    after_in_child=_backstop.after_fork_in_child,
+)
 
 
 class Watchdog:
@@ -44,10 +99,7 @@ class Watchdog:
                 self._thread = threading.Thread(target=self._run, name="ebbtide-watchdog", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
-        if at is None:
-            faulthandler.cancel_dump_traceback_later()
-        else:
-            faulthandler.dump_traceback_later(max(0.0, at - monotonic()) + BACKSTOP_S, exit=True, file=STDERR)
+        _backstop.expect_end_by(at)
 
     def _run(self) -> None:
         with self._changed:
