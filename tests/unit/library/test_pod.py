@@ -1,18 +1,29 @@
 """Runtimes of one pod, in one process: what being alone costs, and what one does for the other."""
 
+import asyncio
+import os
+import signal
 import threading
 import uuid
 
+import pytest
+
 import ebbtide
 from ebbtide.lifecycle.machine import Durations, Source
-from ebbtide.protocol import PodState
+from ebbtide.protocol import Desired, Order, PodState
 from ebbtide.settings import Workers
+from ebbtide.workers.due import Due
 from tests.unit.library.runtimes import until
 
 
 def a_worker(pod: str, workers: Workers = Workers.AUTO) -> ebbtide.Runtime:
     settings = ebbtide.Settings(pod_uid=pod, admin_port=0, durations=Durations(0, 30, 5), workers=workers)
     return ebbtide.Runtime(settings, watchdog=False)
+
+
+def a_short_order() -> Order:
+    """Return one whose deadline comes soon after the pod is drained."""
+    return Order(desired=Desired.DRAIN, generation=1, epoch=1, drain_timeout_s=1.1, cancel_grace_s=0)
 
 
 def threads() -> set[str]:
@@ -54,3 +65,40 @@ async def test_workers_that_are_single_know_nothing_of_each_other() -> None:
     async with a_worker(pod, Workers.SINGLE) as first, a_worker(pod, Workers.SINGLE) as second:
         assert first.admin_port != second.admin_port
         assert second.admin_port is not None
+
+
+async def test_a_pod_whose_parent_may_not_be_ended_ends_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forbidden(pid: int, number: int) -> None:
+        # As for workers without rights under a master of root: gunicorn's --user.
+        assert (pid, number) == (os.getppid(), signal.SIGTERM)
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr("os.kill", forbidden)
+    pod = uuid.uuid4().hex
+    async with a_worker(pod) as first, a_worker(pod) as second:
+        assert first._pod._hub is not None
+        first._pod._hub.order(a_short_order())
+        async with asyncio.timeout(10):
+            await first.wait_exit()
+            await second.wait_exit()
+    assert f"cannot end process {os.getppid()} (Operation not permitted)" in caplog.text
+
+
+def test_what_is_due_is_done_once_whatever_fails_before_it(caplog: pytest.LogCaptureFixture) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise OSError("no")
+
+    due = Due()
+    for until, action in ((1.0, fail), (1.0, lambda: done.append("due")), (2.0, lambda: done.append("later"))):
+        due.add(until, action)
+    due.carry_out(1.0)
+    due.carry_out(1.0)
+    assert done == ["due"]
+    assert due.next_at() == 2.0
+    due.carry_out(float("inf"))
+    assert done == ["due", "later"]
+    assert caplog.text.count("OSError: no") == 1

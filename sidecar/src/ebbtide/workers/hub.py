@@ -15,15 +15,13 @@ from typing import Any
 from ebbtide.lifecycle.machine import Source
 from ebbtide.protocol import Order, PodState, Report
 from ebbtide.workers.channel import Bell, Channel, Message, wait_for
+from ebbtide.workers.due import Due
 from ebbtide.workers.group import Group
 from ebbtide.workers.local import Local
 from ebbtide.workers.place import is_ours
 from ebbtide.workers.snapshot import DONE, Snapshot, least_advanced
 
 logger = logging.getLogger("ebbtide")
-
-Due = tuple[float, Callable[[], None]]
-"""What to do, and when at the latest, in monotonic seconds."""
 
 SPREAD_S = 1.0
 """How old a copy of the group may be that another worker takes over with."""
@@ -39,13 +37,17 @@ class Hub:
         local: This worker.
         group: What is known; this worker becomes its leader.
         listener: Where the others connect.
+        due: What this worker does once every worker is drained.
         changed: Called without arguments and without locks when the pod's state changed, or a worker came or went.
     """
 
-    def __init__(self, local: Local, group: Group, listener: socket.socket, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, local: Local, group: Group, listener: socket.socket, due: Due, changed: Callable[[], None]
+    ) -> None:
         self._local = local
         self._group = group
         self._listener = listener
+        self._due = due
         self._changed = changed
         self._bell: Bell | None = None
         self._lock = threading.RLock()
@@ -54,7 +56,6 @@ class Hub:
         self._names: dict[Channel, str] = {}
         self._numbers = itertools.count(1)
         self._answers: dict[int, dict[str, Message]] = {}
-        self._due: list[Due] = []
         self._resigned = False
         self._told_done: bool | None = None
         self._spread_due = False
@@ -120,18 +121,6 @@ class Hub:
             # From here on nobody is let go: somebody has to be the last.
             self._resigned = not self.alone
             return self.alone
-
-    def when_done(self, until: float, action: Callable[[], None]) -> None:
-        """Call a function once every worker is drained, or at `until` (monotonic seconds), whichever is first."""
-        with self._lock:
-            self._due.append((until, action))
-        self.wake()
-
-    def take_due(self) -> list[Due]:
-        """Return what is still to be done, for somebody else to do it."""
-        with self._lock:
-            due, self._due = self._due, []
-        return due
 
     # --- what the pod is told
 
@@ -200,7 +189,7 @@ class Hub:
                 if now >= spread_at and self._spread_due:
                     spread_at = now + SPREAD_S
                     self._spread()
-                self._call_due(now)
+                self._due.carry_out(float("inf") if self._tell_done() else now)
         with self._lock:
             # Not counted as dead by whoever comes next: what it did is in the copy that they get.
             self._group.update(self._local.snapshot())
@@ -227,9 +216,7 @@ class Hub:
         return all(each.report.state is PodState.EXITING for each in others)
 
     def _pause_s(self) -> float:
-        with self._lock:
-            until = min((until for until, _ in self._due), default=float("inf"))
-        return min(SPREAD_S, max(0.0, until - time.monotonic()))
+        return min(SPREAD_S, max(0.0, self._due.next_at() - time.monotonic()))
 
     def _serve(self, ready: Any, selector: selectors.BaseSelector) -> None:
         if isinstance(ready, Bell):
@@ -339,16 +326,14 @@ class Hub:
         for channel in list(self._channels.values()):
             channel.send(message)
 
-    def _call_due(self, now: float) -> None:
+    def _tell_done(self) -> bool:
+        """Return, and tell the others where it changed, whether a pod that is to drain is drained."""
         with self._lock:
             done = self._group.told.to_drain and self.state() in DONE
             if done is not self._told_done:
                 self._tell({"kind": "done", "done": done})
             self._told_done = done
-            due = [action for until, action in self._due if done or now >= until]
-            self._due = [] if done else [item for item in self._due if now < item[0]]
-        for action in due:
-            action()
+            return done
 
 
 def _news(snapshot: Snapshot) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 from ebbtide.lifecycle.machine import Source
 from ebbtide.protocol import DRAIN_STATES, Desired, Order
 from ebbtide.workers.channel import Bell, Channel, Message, wait_for
+from ebbtide.workers.due import Due
 from ebbtide.workers.group import Group, Told, durations_left, order_left
 from ebbtide.workers.local import Local
 from ebbtide.workers.snapshot import Snapshot
@@ -33,7 +34,8 @@ class Link:
         bell: Rung at each change of state, and to stop.
         joined: Set once everything that holds for the pod holds here.
         mark: Called before that.
-        before: The one to an earlier leader, for what was known and is due.
+        due: What this worker does once every worker is drained.
+        before: The one to an earlier leader, for what was known.
 
     Attributes:
         group: What was heard last of the pod; None: nothing yet.
@@ -47,11 +49,12 @@ class Link:
         bell: Bell,
         joined: Event,
         mark: Callable[[], None],
+        due: Due,
         before: Link | None,
     ) -> None:
         self.group: Group | None = None if before is None else before.group
         self.to_drain: bool = before is not None and before.to_drain
-        self._due: list[tuple[float, Callable[[], None]]] = [] if before is None else before.take_due()
+        self._due = due
         self._mark = mark
         self._local = local
         self._channel = channel
@@ -60,16 +63,6 @@ class Link:
         self._dismissed = False
         self._done = False
         self._told: tuple[Any, ...] = ()
-
-    def when_done(self, until: float, action: Callable[[], None]) -> None:
-        """Call a function once every worker is drained, or at `until` (monotonic seconds), whichever is first."""
-        self._due.append((until, action))
-        self._bell.ring()
-
-    def take_due(self) -> list[tuple[float, Callable[[], None]]]:
-        """Return what is still to be done, for somebody else to do it."""
-        due, self._due = self._due, []
-        return due
 
     def run(self, leaving: Event) -> bool:
         """Stay connected until the other end is gone, or took note that this worker is `leaving`; then return True."""
@@ -89,7 +82,7 @@ class Link:
                     self._tell(self._local.glance())
                 if self._channel in ready and not self._listen():
                     return self._dismissed
-                self._call_due(math.inf if self._done else time.monotonic())
+                self._due.carry_out(math.inf if self._done else time.monotonic())
                 if leaving.is_set() and not said_goodbye:
                     said_goodbye = True
                     self._channel.send({"kind": "goodbye", "snapshot": self._local.snapshot().encode()})
@@ -143,12 +136,6 @@ class Link:
         # Before it takes hold, for the machine may exit in the same moment.
         self.to_drain = order.desired is not Desired.SERVE
         self._local.obey(order)
-
-    def _call_due(self, now: float) -> None:
-        due = [item for item in self._due if now >= item[0]]
-        for item in due:
-            self._due.remove(item)
-            item[1]()
 
     def _catch_up(self, told: Told) -> None:
         now = time.monotonic()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from ebbtide.lifecycle.machine import Machine, Source
 from ebbtide.settings import Settings
 from ebbtide.tasks.threads import in_daemon_thread
 from ebbtide.workers.channel import Bell, Channel
+from ebbtide.workers.due import Due
 from ebbtide.workers.local import Local
 from ebbtide.workers.place import Place
 
@@ -68,6 +70,7 @@ class Pod:
         self._leaving = threading.Event()
         self._settled = threading.Event()
         self._hurried = False
+        self._due = Due()
         self._bell: Bell | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -136,14 +139,13 @@ class Pod:
                 self._end_parent()
             action()
 
-        role.when_done(machine.deadline_at, leave)
+        self._due.add(machine.deadline_at, leave)
+        self._wake()
 
     def hurry(self) -> None:
         """Let this process exit without waiting for the others; somebody insists."""
         self._hurried = True
-        role = self._hub or self._link
-        for _, action in [] if role is None else role.take_due():
-            action()
+        self._due.carry_out(math.inf)
 
     def leave(self) -> None:
         """Say goodbye, and let another worker lead; blocks for some seconds at most."""
@@ -158,10 +160,7 @@ class Pod:
         if self._admin is not None:
             self._admin.stop()
         self._stop.set()
-        if self._hub is not None:
-            self._hub.wake()
-        if self._bell is not None:
-            self._bell.ring()
+        self._wake()
         if self._thread is not None:
             self._thread.join(LEAVE_S)
         if self._thread is None or not self._thread.is_alive():
@@ -178,6 +177,13 @@ class Pod:
         self._close()
         if self._admin is not None:
             self._admin.forget()
+
+    def _wake(self) -> None:
+        """Let the thread that hears of the others look around, whichever it is."""
+        if self._hub is not None:
+            self._hub.wake()
+        if self._bell is not None:
+            self._bell.ring()
 
     def _close(self) -> None:
         for open_end in (self._listener, self._hub, self._bell, self._channel):
@@ -217,7 +223,7 @@ class Pod:
         from ebbtide.workers.hub import Hub
 
         self._listener = listener
-        self._hub = Hub(self._local, group or Group(self._local.views.boot_id), listener, self._changed)
+        self._hub = Hub(self._local, group or Group(self._local.views.boot_id), listener, self._due, self._changed)
         return self._hub
 
     def _open_office(self, patience_s: float = 0.0) -> None:
@@ -287,7 +293,9 @@ class Pod:
                 logger.debug("ebbtide: the leading worker cannot be reached: %s", error)
                 self._stop.wait(RETRY_S)
                 continue
-            self._link = link = Link(self._local, self._channel, self._bell, self._joined, self._place.mark, self._link)
+            self._link = link = Link(
+                self._local, self._channel, self._bell, self._joined, self._place.mark, self._due, self._link
+            )
             dismissed = link.run(self._leaving)
             self._channel.close()
             if dismissed:
@@ -310,9 +318,6 @@ class Pod:
     def _take_over(self, listener: socket.socket) -> None:
         logger.info("ebbtide: this worker speaks for the pod from now on")
         hub = self._lead(listener, self._group())
-        if self._link is not None:
-            for until, action in self._link.take_due():
-                hub.when_done(until, action)
         self._joined.set()
         # First the others, who wait at the door; the port may take a moment.
         office = threading.Thread(target=self._open_office, args=(PORT_S,), name="ebbtide-office", daemon=True)
@@ -353,4 +358,14 @@ class Pod:
         if len(parents) == 1 and not parents & pids and 0 not in parents:
             (parent,) = parents
             logger.warning("ebbtide: the pod is drained; ending process %d, the parent of its workers", parent)
-            os.kill(parent, signal.SIGTERM)
+            try:
+                os.kill(parent, signal.SIGTERM)
+            except ProcessLookupError:
+                pass  # it ends already
+            except OSError as error:
+                logger.error(  # noqa: TRY400 (the message says it all)
+                    "ebbtide: cannot end process %d (%s), so it may start new workers in a pod that is to end; run it "
+                    "as the user of its workers",
+                    parent,
+                    error,
+                )
