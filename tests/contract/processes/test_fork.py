@@ -185,3 +185,36 @@ def test_a_child_that_is_forked_while_its_parent_drains_ends_and_drains_as_any_o
     """)
         == "child Serving\nparent Draining\n"
     )
+
+
+def test_a_child_that_is_forked_during_a_dump_answers_for_itself() -> None:
+    assert (
+        run("""
+        import json, threading
+
+        class Slow:
+            def __str__(self):  # in the midst of the dump
+                begun.set()
+                forked.wait()
+                return "seen"
+
+        async def serve():
+            async with runtime:
+                print("child", json.loads(runtime.dump({"format": "json"}))["count"], flush=True)
+
+        begun, forked = threading.Event(), threading.Event()
+        async def main():
+            async with runtime:
+                held = scope.spawn(asyncio.Event().wait(), meta={"slow": Slow()})
+                dump = threading.Thread(target=runtime.dump, args=({"format": "json"},))
+                dump.start()
+                begun.wait()
+                child = in_child(lambda: (signal.alarm(20), asyncio.run(serve())))
+                forked.set()
+                wait_for(child)
+                dump.join()
+                held.cancel()
+        asyncio.run(main())
+    """)
+        == "child 0\n"
+    )

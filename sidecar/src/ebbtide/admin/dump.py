@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,15 @@ PAUSE_S = 0.00005
 FORMATS = ("text", "json", "collapsed")
 
 _one_at_a_time = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    # The thread that made a dump in the parent is not there to let go of it.
+    global _one_at_a_time  # noqa: PLW0603 (it is the process's, and this is another process)
+    _one_at_a_time = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
