@@ -138,8 +138,8 @@ class Runtime(Oversight):
             logger.warning("ebbtide: %s", problem)
         self._conductor.start()
         self._signals.install()
-        await self._pod.join(self._loop)
         try:
+            await self._pod.join(self._loop)
             await self._start_up.run()
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)

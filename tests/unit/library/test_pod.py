@@ -67,6 +67,24 @@ async def test_workers_that_are_single_know_nothing_of_each_other() -> None:
         assert second.admin_port is not None
 
 
+async def test_a_start_that_is_cancelled_while_it_waits_for_the_leader_leaves_nothing_behind() -> None:
+    runtime = a_worker(uuid.uuid4().hex)
+    assert runtime._pod._place is not None
+    leader = runtime._pod._place.claim()
+    assert leader is not None
+    before, handler = threads(), signal.getsignal(signal.SIGTERM)
+    entering = asyncio.create_task(runtime.__aenter__())
+    await until(lambda: runtime._pod._link is not None)
+    entering.cancel("enough")
+    await until(lambda: runtime._pod._leaving.is_set() or entering.done())
+    # One that never answered, and is gone now: there is nobody to say goodbye to.
+    leader.close()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    assert signal.getsignal(signal.SIGTERM) is handler
+    await until(lambda: threads() <= before)
+
+
 async def test_a_pod_whose_parent_may_not_be_ended_ends_all_the_same(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -93,8 +111,8 @@ def test_what_is_due_is_done_once_whatever_fails_before_it(caplog: pytest.LogCap
         raise OSError("no")
 
     due = Due()
-    for until, action in ((1.0, fail), (1.0, lambda: done.append("due")), (2.0, lambda: done.append("later"))):
-        due.add(until, action)
+    for at, action in ((1.0, fail), (1.0, lambda: done.append("due")), (2.0, lambda: done.append("later"))):
+        due.add(at, action)
     due.carry_out(1.0)
     due.carry_out(1.0)
     assert done == ["due"]

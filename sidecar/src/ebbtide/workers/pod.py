@@ -69,6 +69,7 @@ class Pod:
         self._joined = threading.Event()
         self._leaving = threading.Event()
         self._settled = threading.Event()
+        self._departure = threading.Lock()
         self._hurried = False
         self._due = Due()
         self._bell: Bell | None = None
@@ -149,7 +150,8 @@ class Pod:
 
     def leave(self) -> None:
         """Say goodbye, and let another worker lead; blocks for some seconds at most."""
-        self._leaving.set()
+        with self._departure:
+            self._leaving.set()
         if self._bell is not None and self._hub is None:
             self._bell.ring()
             # Dismissed by the one that leads; or that one is gone, and this worker leads for its last moment.
@@ -233,8 +235,17 @@ class Pod:
         if settings.has_store:
             self._agent = self._start_agent()
         self._settled.set()
-        self._admin = AdminServer(self._view, settings.admin_host, settings.admin_port, settings.admin_token)
-        self.admin_port = self._admin.start(patience_s)
+        if self._leaving.is_set():
+            return  # it leads for its last moment
+        admin = AdminServer(self._view, settings.admin_host, settings.admin_port, settings.admin_token)
+        port = admin.start(patience_s)
+        with self._departure:
+            # Who leaves stops what it finds here, and no other.
+            leaving = self._leaving.is_set()
+            if not leaving:
+                self._admin, self.admin_port = admin, port
+        if leaving:
+            admin.stop()
 
     def _start_agent(self) -> Agent | None:
         from ebbtide.agent import Agent
