@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 import ebbtide
-from ebbtide.lifecycle.machine import Durations, Source
+from ebbtide.lifecycle.machine import Durations, Source, Tick
 from ebbtide.protocol import Desired, Order, PodState
 from ebbtide.settings import Workers
 from ebbtide.workers.due import Due
@@ -65,6 +65,41 @@ async def test_workers_that_are_single_know_nothing_of_each_other() -> None:
     async with a_worker(pod, Workers.SINGLE) as first, a_worker(pod, Workers.SINGLE) as second:
         assert first.admin_port != second.admin_port
         assert second.admin_port is not None
+
+
+async def test_a_pod_that_nobody_collects_ends_its_parent_also_where_a_person_drained_it_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[tuple[int, int]] = []
+    monkeypatch.setattr("os.kill", lambda pid, number: ended.append((pid, number)))
+    pod = uuid.uuid4().hex
+    async with a_worker(pod) as first, a_worker(pod) as second:
+        assert first._pod._hub is not None
+        first._pod._view.request_drain(Source.API, "by hand", leave=False)
+        first._pod._hub.order(a_short_order())
+        async with asyncio.timeout(10):
+            await first.wait_exit()
+            await second.wait_exit()
+    assert ended == [(os.getppid(), signal.SIGTERM)]
+
+
+async def test_a_worker_waits_for_the_others_also_after_a_drain_that_nobody_could_take_back() -> None:
+    pod = uuid.uuid4().hex
+    async with a_worker(pod) as first, a_worker(pod) as second:
+        busy, done = asyncio.Event(), asyncio.Event()
+        first.scope("work").spawn(busy.wait())
+        second.scope("work").spawn(done.wait())
+        first._pod._view.request_drain(Source.PRESTOP, "", leave=True)
+        await until(lambda: second.draining)
+        assert not await asyncio.to_thread(first._pod._view.request_undrain)
+        done.set()
+        await until(lambda: second.state is PodState.EXITING)
+        # After what that step does, and not before the loop has heard of it.
+        await asyncio.to_thread(second._conductor.call, Tick())
+        assert not second._effects.exit_due.is_set(), "whoever started it would start another one"
+        busy.set()
+        async with asyncio.timeout(10):
+            await second.wait_exit()
 
 
 async def test_a_start_that_is_cancelled_while_it_waits_for_the_leader_leaves_nothing_behind() -> None:

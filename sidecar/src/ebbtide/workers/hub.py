@@ -141,9 +141,9 @@ class Hub:
     def undrain(self) -> bool:
         """Take a drain of the pod back; False where some worker cannot."""
         with self._lock:
-            self._group.told = self._group.told.undrained()
+            self._group.told = told = self._group.told.undrained()
         mine = self._local.undrain()
-        answers = self.ask("undrain", {}, ASK_S)
+        answers = self.ask("undrain", {"to_drain": told.to_drain}, ASK_S)
         self._spread_soon()
         return mine and all(answer.get("answer") for answer in answers.values())
 

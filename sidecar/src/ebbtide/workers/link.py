@@ -150,7 +150,8 @@ class Link:
 
     def _answer(self, number: int, what: str, arguments: Mapping[str, Any]) -> None:
         if what == "undrain":
-            self.to_drain = False
+            # As the pod as a whole, which stays if it leaves; before it takes hold, as with an order.
+            self.to_drain = bool(arguments["to_drain"])
         try:
             answer = {"answer": self._local.answer(what, arguments)}
         except ValueError as error:

@@ -136,7 +136,8 @@ class Pod:
             return
 
         def leave() -> None:
-            if machine.insist and machine.reason is not None and machine.reason.source is Source.ORDER:
+            # Not by the first reason of the drain: a person may have been before the order.
+            if machine.insist and machine.exit_at is not None:
                 self._end_parent()
             action()
 
