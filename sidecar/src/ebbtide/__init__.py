@@ -9,10 +9,10 @@ from ebbtide.errors import EbbtideError, NotRunning, Refused, StartFailed, Timed
 from ebbtide.lifecycle.startup import Stage
 from ebbtide.runtime import Runtime
 from ebbtide.settings import Settings
+from ebbtide.tasks.beats import heartbeat
 from ebbtide.tasks.entries import Entry
 from ebbtide.tasks.limits import Admission, Limits
 from ebbtide.tasks.protection import protect
-from ebbtide.tasks.registry import heartbeat
 from ebbtide.tasks.restarts import OnCrash, Restart
 from ebbtide.tasks.scope import Scope
 from ebbtide.vocabulary import PodState

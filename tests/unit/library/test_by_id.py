@@ -71,6 +71,34 @@ async def test_a_thread_and_a_helper_task_beat_for_the_work_they_belong_to() -> 
         await scope.spawn(helped())
 
 
+async def test_a_heartbeat_in_a_block_is_one_of_everything_around_it() -> None:
+    async with a_runtime() as runtime:
+        pumps, steps = runtime.scope("pumps", heartbeat_s=30), runtime.scope("steps")
+
+        async def pump() -> None:
+            with steps.track("outer"):
+                await beat.wait()
+                with steps.track("inner"):
+                    await asyncio.to_thread(ebbtide.heartbeat)
+            await asyncio.Event().wait()
+
+        beat = asyncio.Event()
+        pumps.spawn(pump(), name="pump")
+        neighbour = pumps.spawn(asyncio.Event().wait(), name="neighbour")
+        await asyncio.sleep(0)
+        beats = runtime._registry.beats
+        assert not beats
+        beat.set()
+        await until(lambda: len(beats) == 3)
+        # The blocks are left: what they said stays said for the task.
+        await until(lambda: [shown["kind"] for shown in runtime.tasks()] == ["task", "task"])
+        (task, other) = runtime.tasks()
+        assert task["id"] in beats
+        assert other["id"] not in beats
+        assert not neighbour.done()
+        pumps.cancel("enough seen")
+
+
 async def test_without_a_promise_there_are_no_heartbeats_to_miss_and_outside_of_work_they_are_nobodys() -> None:
     async with a_runtime() as runtime:
         ebbtide.heartbeat()

@@ -5,6 +5,7 @@ import threading
 from ebbtide.errors import Refused
 from ebbtide.tasks.registry import Registry
 from ebbtide.tasks.scope import Scope
+from ebbtide.tasks.states import view
 
 
 def in_threads(count: int, work: object) -> None:
@@ -86,7 +87,7 @@ def test_what_is_looked_at_may_change_meanwhile() -> None:
         try:
             for _ in range(2000):
                 registry.oldest_age_s()
-                registry.view()
+                view(registry)
                 dict(registry.tally)
         except BaseException as error:  # noqa: BLE001 (told below)
             problems.append(error)

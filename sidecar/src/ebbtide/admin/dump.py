@@ -21,6 +21,7 @@ from ebbtide.stacks.frames import Key, Stack, all_threads, key_of, key_of_task, 
 from ebbtide.stacks.waits import FUTURE, STATES, SUBPROCESS, state_of_stack, state_of_task, state_of_thread
 from ebbtide.tasks.entries import KINDS, Live, ManagedTask, frames_of, kind_of, name_of, task_of
 from ebbtide.tasks.registry import Registry
+from ebbtide.tasks.states import state_of
 
 MOST_GROUPS = 50
 MOST_TASKS = 1000
@@ -223,7 +224,7 @@ def _dump(registry: Registry, question: Question) -> Dump:
         if len(group.examples) < EXAMPLES:
             group.examples.append(name_of(item))
         if len(tasks) < most_tasks:
-            tasks.append(_task_as_json(item, age_s, state, place_of(stack), registry.state_of(item, now)))
+            tasks.append(_task_as_json(item, age_s, state, place_of(stack), state_of(registry, item, now)))
     largest_first = sorted(groups.values(), key=lambda group: -group.count)
     return Dump(question, len(entries), matching, largest_first, tasks)
 

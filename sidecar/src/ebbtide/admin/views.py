@@ -13,6 +13,7 @@ from ebbtide.lifecycle.hooks import Hooks
 from ebbtide.lifecycle.machine import Machine
 from ebbtide.tasks.estimate import eta_s
 from ebbtide.tasks.registry import Registry
+from ebbtide.tasks.states import view
 from ebbtide.vocabulary import PodState
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Views:
                 "heartbeat_age_s": None if entry.heartbeat_age_s is None else round(entry.heartbeat_age_s, 3),
                 "meta": entry.meta,
             }
-            for entry in self._registry.view()
+            for entry in view(self._registry)
         ]
 
     def dump(self, query: Mapping[str, str]) -> str:

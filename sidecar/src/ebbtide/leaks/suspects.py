@@ -12,6 +12,7 @@ from ebbtide.stacks.frames import Step, all_threads, place_of, stack_of
 from ebbtide.stacks.origins import code_of, created_at
 from ebbtide.tasks.entries import Live, frames_of, kind_of, name_of, task_of
 from ebbtide.tasks.registry import Registry
+from ebbtide.tasks.states import beat_age_s
 
 if TYPE_CHECKING:
     from ebbtide.tasks.scope import Scope
@@ -33,7 +34,7 @@ def suspects(registry: Registry, thresholds: Thresholds) -> list[Finding]:
         sight = Sight(
             kind,
             now - item.started_at,
-            registry.beat_age_s(item, now),
+            beat_age_s(registry, item, now),
             None if asked_at is None else now - asked_at - registry.grace_s,
         )
         rule = judge(sight, thresholds)

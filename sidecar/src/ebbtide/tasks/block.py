@@ -95,6 +95,11 @@ class Block(Entry):
         else:
             registry.end(number, "cancelled" if issubclass(kind, CancelledError) else "failed", None)
 
+    def around(self) -> int:
+        """Return the number of the entry that this block is a part of; 0: of none. From any thread."""
+        entered = self._entered  # one look: it may be left meanwhile
+        return 0 if entered is None else _before(entered)
+
 
 def _task_here() -> asyncio.Task[Any] | None:
     try:
@@ -104,5 +109,9 @@ def _task_here() -> asyncio.Task[Any] | None:
 
 
 def _set_back(entered: Token[int]) -> None:
+    current_entry.set(_before(entered))
+
+
+def _before(entered: Token[int]) -> int:
     before = entered.old_value
-    current_entry.set(before if isinstance(before, int) else 0)  # else it was not set at all
+    return before if isinstance(before, int) else 0  # else it was not set at all

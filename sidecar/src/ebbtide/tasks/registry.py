@@ -14,7 +14,6 @@ import itertools
 import logging
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from time import monotonic
@@ -23,9 +22,9 @@ from typing import TYPE_CHECKING
 from ebbtide.environment import DEFAULT_CANCEL_GRACE_S
 from ebbtide.errors import Refused
 from ebbtide.tasks.admission import DRAINING, WHY, Gate
+from ebbtide.tasks.beats import know
 from ebbtide.tasks.counted import ended_as_usual
-from ebbtide.tasks.entries import EntryView, Live, ManagedTask, asker, current_entry, error_of, kind_of, name_of, where
-from ebbtide.tasks.heartbeats import missed
+from ebbtide.tasks.entries import Live, ManagedTask, asker, error_of, name_of, where
 from ebbtide.tasks.limits import Limits
 from ebbtide.vocabulary import TASK_OUTCOMES
 
@@ -36,11 +35,6 @@ logger = logging.getLogger("ebbtide")
 
 LATE = "late"
 RESTARTED = "restarted"
-CANCELLED = "cancelling"
-ABANDONED = "abandoned"
-
-STALE = "stale"
-
 BLOCK_BEGAN, BLOCK_LEFT = "block began", "block left"
 
 MOST_NAMED = 20
@@ -52,23 +46,8 @@ asking: Callable[[], object] = asyncio._get_running_loop if KNOWS_LOOP else get_
 
 _numbers = itertools.count(1)
 """Of the process, not of one registry: an entry's number then says whose it is."""
-_known: tuple[weakref.ref[Registry], ...] = ()
 _inherited: list[object] = []
 """Kept for good in a forked child: a coroutine that is thrown away runs its `finally`, on the parent's sockets."""
-
-
-def heartbeat() -> None:
-    """Say that the unit of work that runs here is alive; cheap, from any thread.
-
-    Work of a scope with `heartbeat_s` is stale while it has been silent for three times as long. A helper task that it
-    started itself speaks for it. Outside of any work nothing happens.
-    """
-    number = current_entry.get()
-    if number:
-        for reference in _known:
-            registry = reference()
-            if registry is not None and number in registry.live:
-                registry.beats[number] = monotonic()
 
 
 def _nothing() -> None:
@@ -138,8 +117,7 @@ class Registry:
         self.queue = self.gate.waiters.queue
         self.beats: dict[int, float] = {}
         """When entries last said that they are alive, monotonic seconds, by number; some may have ended meanwhile."""
-        global _known  # noqa: PLW0603 (replaced as a whole: it is read in other threads)
-        _known = (*(reference for reference in _known if reference() is not None), weakref.ref(self))
+        know(self)
 
     def begin_anew(self) -> None:
         """Forget, in a forked child, what runs in the parent; what of it ends here all the same is not counted."""
@@ -340,41 +318,6 @@ class Registry:
         """Return the age of the oldest entry; 0 without one."""
         now = monotonic()
         return max((now - item.started_at for item in self.entries()), default=0.0)
-
-    def view(self) -> list[EntryView]:
-        """Return what is in flight, in the order of admission."""
-        now = monotonic()
-        return [
-            EntryView(
-                number=item.number,
-                name=name_of(item),
-                kind=kind_of(item),
-                scope=item.scope.name,
-                meta=item.meta,
-                age_s=now - item.started_at,
-                state=self.state_of(item, now),
-                heartbeat_age_s=self.beat_age_s(item, now),
-            )
-            for item in self.entries()
-        ]
-
-    def state_of(self, item: Live, now: float) -> str:
-        """Return `running`, `stale` (its heartbeats are missing), `cancelling` or `abandoned`."""
-        if item.number in self.abandoned:
-            return ABANDONED
-        if item.number in self.marks:
-            return CANCELLED
-        return STALE if missed(item.scope.heartbeat_s, self.beat_age_s(item, now)) else "running"
-
-    def beat_age_s(self, item: Live, now: float) -> float | None:
-        """Return the seconds since an entry last said that it is alive, at its start for the first time.
-
-        None where it promised no heartbeats and sent none.
-        """
-        beat_at = self.beats.get(item.number)
-        if beat_at is None and item.scope.heartbeat_s is None:
-            return None
-        return now - (item.started_at if beat_at is None else beat_at)
 
     def forget_beats(self) -> None:
         """Let go of the heartbeats of what has ended: once in a while, since doing it at each end would cost more."""
