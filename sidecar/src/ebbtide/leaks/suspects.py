@@ -30,7 +30,7 @@ def suspects(registry: Registry, thresholds: Thresholds) -> list[Finding]:
         kind = kinds.get(item.scope)
         if kind is None:
             kind = kinds[item.scope] = _kind(registry, item.scope, thresholds)
-        asked_at = registry.marks.get(number)
+        asked_at = registry.marks.asked_at(item)
         sight = Sight(
             kind,
             now - item.started_at,

@@ -90,8 +90,8 @@ def _cancel_portion(registry: Registry, crowd: list[Live], asked: set[int], reas
         if task is None or task.done() or item.number not in registry.live or id(task) in asked:
             continue
         asked.add(id(task))
-        if not registry.cancelled_lately(item.number):
-            registry.mark_cancelled(item)
+        if not registry.marks.lately(task):
+            registry.mark_cancelled(task)
             if isinstance(item, Entry):
                 item.grace_s = grace_s
             cancel_softly(task, partial(_deliver, task, reason), grace_s)

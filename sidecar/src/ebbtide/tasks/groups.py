@@ -113,15 +113,15 @@ class Group(asyncio.TaskGroup):
         """Cancel the children: asyncio's own step (3.11 to 3.14), which leaves out who must not be cancelled now."""
         registry, loop = self._scope.registry, asyncio.get_running_loop()
         spared = []
-        for task, entry in self._entries.items():
+        for task in self._entries:
             if task.done():
                 continue
-            if registry.cancelled_lately(entry.number):
+            if registry.marks.lately(task):
                 # It cleans up. Where it swallowed that cancel instead, it gets this one when its grace is over.
                 loop.call_later(registry.grace_s, task.cancel)
                 spared.append(task)
                 continue
-            registry.mark_cancelled(entry)
+            registry.mark_cancelled(task)
             if is_protected(task):
                 cancel_softly(task, partial(_cancel, task), registry.grace_s)
                 spared.append(task)

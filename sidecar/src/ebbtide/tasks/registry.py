@@ -17,15 +17,16 @@ import threading
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ebbtide.environment import DEFAULT_CANCEL_GRACE_S
 from ebbtide.errors import Refused
 from ebbtide.tasks.admission import DRAINING, WHY, Gate
 from ebbtide.tasks.beats import know
 from ebbtide.tasks.counted import ended_as_usual
-from ebbtide.tasks.entries import Live, ManagedTask, asker, error_of, name_of, where
+from ebbtide.tasks.entries import Live, ManagedTask, asker, error_of, name_of, task_of, where
 from ebbtide.tasks.limits import Limits
+from ebbtide.tasks.marks import Marks
 from ebbtide.vocabulary import TASK_OUTCOMES
 
 if TYPE_CHECKING:
@@ -102,8 +103,7 @@ class Registry:
         """Blocks that were entered in the home thread; all others in the tally."""
         self.blocks_finished = 0
         """Of the tally, blocks that ended the usual way."""
-        self.marks: dict[int, float] = {}
-        """When entries in flight were asked to end, monotonic seconds, by number."""
+        self.marks = Marks(grace_s)
         self.odd: set[int] = set()
         """Numbers of entries in flight whose end is not usual: marked, abandoned, or cancelled by themselves."""
         self.abandoned: set[int] = set()
@@ -126,8 +126,9 @@ class Registry:
         self._parents = frozenset(self.live)
         self.live = {}
         self.on_end = None
-        for numbers in (self.abandoned, self.marks, self.odd, self.beats):
+        for numbers in (self.abandoned, self.odd, self.beats):
             numbers.clear()
+        self.marks = Marks(self.grace_s)
         self.intake_open = True
         self.home, self.loop, self.here, self.task_factory = 0, None, 0, _nothing
         self._tally = dict.fromkeys(self._tally, 0)
@@ -266,13 +267,15 @@ class Registry:
         """
         if number in self._parents:
             return
-        self.marks.pop(number, None)
+        item = self.live.get(number)
+        if gate is not None and item is not None and (task := task_of(item)) is not None:
+            self.marks.forget(task)
         self.odd.discard(number)
         if number in self.abandoned:
             self.abandoned.discard(number)
         else:
             self.count(outcome)
-            if self.on_end is not None and (item := self.live.get(number)) is not None:
+            if self.on_end is not None and item is not None:
                 self.on_end(item, outcome)
         # Last: who sees that nothing is left must find everything counted.
         self.withdraw(number)
@@ -304,15 +307,11 @@ class Registry:
         if not self.intake_open:
             self.look_whether_empty()
 
-    def mark_cancelled(self, item: Live) -> None:
-        """Remember that an entry was asked to end."""
-        self.odd.add(item.number)
-        self.marks[item.number] = monotonic()
-
-    def cancelled_lately(self, number: int) -> bool:
-        """Say whether an entry was asked to end and may still be cleaning up: a second cancel would break that off."""
-        asked_at = self.marks.get(number)
-        return asked_at is not None and monotonic() - asked_at < self.grace_s
+    def mark_cancelled(self, task: asyncio.Task[Any]) -> None:
+        """Remember that a task of entries in flight is asked to end."""
+        self.marks.put(task)
+        if isinstance(task, ManagedTask) and task.number in self.live:
+            self.odd.add(task.number)
 
     def oldest_age_s(self) -> float:
         """Return the age of the oldest entry; 0 without one."""

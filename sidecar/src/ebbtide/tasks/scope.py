@@ -352,8 +352,9 @@ class Scope(Parent):
     def _cancellable(self) -> Iterator[Live]:
         """Return what is in flight here and inside, the oldest first, and was not asked to end lately."""
         mine, registry = self._inside(), self.registry
+        marked = len(registry.marks) > 0
         for item in registry.entries():
-            if item.scope in mine and (item.number not in registry.marks or not registry.cancelled_lately(item.number)):
+            if item.scope in mine and not (marked and registry.marks.lately(task_of(item))):
                 yield item
 
     def shed_oldest(self) -> bool:

@@ -38,7 +38,7 @@ def state_of(registry: Registry, item: Live, now: float) -> str:
     """Return `running`, `stale` (its heartbeats are missing), `cancelling` or `abandoned`."""
     if item.number in registry.abandoned:
         return ABANDONED
-    if item.number in registry.marks:
+    if registry.marks.asked_at(item) is not None:
         return CANCELLED
     return STALE if missed(item.scope.heartbeat_s, beat_age_s(registry, item, now)) else "running"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, TypeVar
 
-from ebbtide.tasks.entries import log_crash
+from ebbtide.tasks.entries import log_crash, task_of
 from ebbtide.tasks.registry import RESTARTED, Registry
 from ebbtide.tasks.restarts import Restart, Restarts
 from ebbtide.tasks.timelimit import TimeLimit
@@ -46,7 +46,8 @@ async def supervised(
             log_crash(item, error, f" and is started again in {pause_s:.3g} s")
             registry.count(RESTARTED)
             # It ran out its time, or cleaned up after a cancel: that was the last run, not the next one.
-            registry.marks.pop(number, None)
+            if (task := task_of(item)) is not None:
+                registry.marks.forget(task)
         again_at = monotonic() + pause_s
         while (left_s := again_at - monotonic()) > 0 and registry.intake_open:
             await registry.gate.sleepers.join(left_s)

@@ -74,10 +74,10 @@ class TimeLimit:
             return
         grace_s = self._registry.grace_s
         self._timer = task.get_loop().call_later(grace_s, self._give_up)
-        if item is not None and self._registry.cancelled_lately(item.number):
+        if self._registry.marks.lately(task):
             return  # it is on its way out already: a second cancel would break its cleanup off
         if item is not None:
-            self._registry.mark_cancelled(item)
+            self._registry.mark_cancelled(task)
         cancel_softly(task, self._deliver, grace_s)
 
     def _deliver(self) -> None:
