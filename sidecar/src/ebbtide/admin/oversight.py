@@ -81,6 +81,7 @@ class Oversight:
         task = None if item is None else task_of(item)
         if item is None or number in self._registry.abandoned or (task is not None and task.done()):
             return False
+        self._registry.released.add(number)
         self._registry.abandon([item], reason or "released by its id")
         return True
 

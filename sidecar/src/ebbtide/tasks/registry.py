@@ -108,6 +108,8 @@ class Registry:
         """Numbers of entries in flight whose end is not usual: marked, abandoned, or cancelled by themselves."""
         self.abandoned: set[int] = set()
         """Numbers of those that are counted already, and not waited for any more."""
+        self.released: set[int] = set()
+        """Of those, what somebody released: not waited for however often it is started again."""
         self.on_end: Callable[[Live, str], None] | None = None
         """Called with each end and its outcome, from whatever thread; usual ends only once intake is closed."""
         self._parents: frozenset[int] = frozenset()
@@ -126,7 +128,7 @@ class Registry:
         self._parents = frozenset(self.live)
         self.live = {}
         self.on_end = None
-        for numbers in (self.abandoned, self.odd, self.beats):
+        for numbers in (self.abandoned, self.released, self.odd, self.beats):
             numbers.clear()
         self.marks = Marks(self.grace_s)
         self.intake_open = True
@@ -273,6 +275,7 @@ class Registry:
         self.odd.discard(number)
         if number in self.abandoned:
             self.abandoned.discard(number)
+            self.released.discard(number)
         else:
             self.count(outcome)
             if self.on_end is not None and item is not None:
@@ -312,6 +315,18 @@ class Registry:
         self.marks.put(task)
         if isinstance(task, ManagedTask) and task.number in self.live:
             self.odd.add(task.number)
+
+    def begin_again(self, item: Live) -> None:
+        """Take note that supervised work is started again, in its task: it is neither on its way out nor given up now.
+
+        The run that was given up stays counted as abandoned, and how the work ends in the end is counted as well.
+        """
+        self.count(RESTARTED)
+        if (task := task_of(item)) is not None:
+            self.marks.forget(task)
+        if item.number not in self.released:
+            self.odd.discard(item.number)
+            self.abandoned.discard(item.number)
 
     def oldest_age_s(self) -> float:
         """Return the age of the oldest entry; 0 without one."""

@@ -270,7 +270,8 @@ class Scope(Parent):
         """Start a task that runs a coroutine function, and again where that crashes.
 
         It is one task from beginning to end, however often it is started again. Each crash is logged once; the last one
-        is the task's, and `on_crash` says what comes of it. While the process drains nothing is started again.
+        is the task's, and `on_crash` says what comes of it. Neither what was cancelled and crashes in its cleanup is
+        started again, nor anything while the process drains.
 
         Args:
             function: What to run; called anew each time.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, TypeVar
 
-from ebbtide.tasks.entries import log_crash, task_of
-from ebbtide.tasks.registry import RESTARTED, Registry
+from ebbtide.tasks.entries import log_crash
+from ebbtide.tasks.registry import Registry
 from ebbtide.tasks.restarts import Restart, Restarts
 from ebbtide.tasks.timelimit import TimeLimit
 
@@ -41,15 +41,18 @@ async def supervised(
         except Exception as error:
             pause_s = restarts.crashed(monotonic(), random.random())  # noqa: S311 (no secret)
             item = registry.live.get(number)
-            if pause_s is None or item is None or not registry.intake_open:
+            if pause_s is None or item is None or not registry.intake_open or _is_to_end():
                 raise
             log_crash(item, error, f" and is started again in {pause_s:.3g} s")
-            registry.count(RESTARTED)
-            # It ran out its time, or cleaned up after a cancel: that was the last run, not the next one.
-            if (task := task_of(item)) is not None:
-                registry.marks.forget(task)
+            registry.begin_again(item)
         again_at = monotonic() + pause_s
         while (left_s := again_at - monotonic()) > 0 and registry.intake_open:
             await registry.gate.sleepers.join(left_s)
         if not registry.intake_open:
             raise asyncio.CancelledError("the process drains: what crashed is not started again")
+
+
+def _is_to_end() -> bool:
+    """Say whether somebody cancelled the task that runs here, and it crashed in its cleanup."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

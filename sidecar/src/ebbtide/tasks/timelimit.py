@@ -60,6 +60,9 @@ class TimeLimit:
             self._timer.cancel()
             # The task refers to this coroutine, which would refer to the task.
             self._task = None
+            if self._delivered:
+                # Whatever it made of the cancel: what runs next in this task was not asked to end.
+                task.uncancel()
         if self._delivered:
             logger.warning(
                 "ebbtide: task %s swallowed the cancel at its time limit of %g s and finished",
