@@ -116,7 +116,7 @@ async def test_what_has_ended_keeps_no_heartbeat() -> None:
 
         await runtime.scope("orders").spawn(beat())
         assert runtime._registry.beats
-        runtime._registry.forget_beats()
+        runtime._registry.forget_ended()
         assert not runtime._registry.beats
 
 

@@ -1,5 +1,6 @@
 """The registry under threads, where a mistake would let a task slip through the drain."""
 
+import contextvars
 import threading
 
 from ebbtide.errors import Refused
@@ -100,3 +101,64 @@ def test_what_is_looked_at_may_change_meanwhile() -> None:
     for worker in workers:
         worker.join(10)
     assert not problems
+
+
+def test_an_entry_that_ends_while_another_thread_abandons_it_makes_no_drain_wait_and_none_end_early() -> None:
+    registry = Registry(lambda: None)
+    scope = Scope(registry, "reports", None)
+    ending, go_on = threading.Event(), threading.Event()
+
+    def while_it_ends(_item: object, _outcome: str) -> None:
+        ending.set()
+        go_on.wait(10)
+
+    def work() -> None:
+        with scope.track():
+            registry.on_end = while_it_ends
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ending.wait(10)
+    registry.on_end = None
+    with scope.track():
+        (ended, _) = registry.entries()
+        registry.abandon([ended], "test")
+        go_on.set()
+        thread.join(10)
+        assert registry.awaited() == 1
+    assert registry.awaited() == 0
+    registry.forget_ended()
+    assert not registry.abandoned
+    assert not registry.odd
+
+
+def test_what_ends_before_its_turn_to_be_abandoned_is_counted_by_how_it_ended() -> None:
+    class Slow(Registry):
+        def count(self, outcome: str) -> None:
+            super().count(outcome)
+            if outcome == "abandoned" and second.number in self.live:
+                second.__exit__(None, None, None)
+
+    registry = Slow(lambda: None)
+    scope = Scope(registry, "reports", None)
+    with scope.track():
+        second = scope.track()
+        second.__enter__()
+        registry.abandon(registry.entries(), "test")
+        assert registry.tally == {"abandoned": 1, "finished": 1}
+        assert len(registry.abandoned) == len(registry) == 1
+
+
+def test_the_end_of_the_last_entry_is_told_of_while_an_abandoned_one_ends() -> None:
+    told: list[int] = []
+    registry = Registry(lambda: told.append(registry.awaited()))
+    scope = Scope(registry, "reports", None)
+    given_up = scope.track()
+    elsewhere = contextvars.copy_context()
+    elsewhere.run(given_up.__enter__)
+    registry.abandon([given_up], "test")
+    with scope.track():
+        registry.intake_open = False
+        elsewhere.run(given_up.__exit__, None, None, None)
+        assert told == []
+    assert told == [0]

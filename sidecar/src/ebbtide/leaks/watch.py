@@ -83,7 +83,7 @@ class LeakWatch:
 
     def patrol(self) -> None:
         """Look, where it is time to and nothing drains; returns at once."""
-        self._registry.forget_beats()
+        self._registry.forget_ended()
         # A drain has its own words for what does not end.
         if self._registry.intake_open and monotonic() >= self._next_at and not self._one_at_a_time.locked():
             threading.Thread(target=self._look_quietly, name="ebbtide-leaks", daemon=True).start()

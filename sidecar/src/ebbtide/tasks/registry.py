@@ -150,7 +150,9 @@ class Registry:
     def awaited(self) -> int:
         """Return how many are in flight that a drain waits for."""
         # In this order: one that ends in between is counted once too often, and never too seldom.
-        return len(self.live) - len(self.abandoned)
+        held = len(self.live)
+        # Looked for, since of those that ended while another thread abandoned them some are taken out later.
+        return held - len(self.live.keys() & self.abandoned) if self.abandoned else held
 
     @property
     def tally(self) -> dict[str, int]:
@@ -274,14 +276,16 @@ class Registry:
             self.marks.forget(task)
         self.odd.discard(number)
         if number in self.abandoned:
+            # In this order: until it is out it is one that no drain waits for. So nobody is told that it is, either.
+            del self.live[number]
             self.abandoned.discard(number)
             self.released.discard(number)
         else:
             self.count(outcome)
             if self.on_end is not None and item is not None:
                 self.on_end(item, outcome)
-        # Last: who sees that nothing is left must find everything counted.
-        self.withdraw(number)
+            # Last: who sees that nothing is left must find everything counted.
+            self.withdraw(number)
         if gate is None:
             self.count(BLOCK_LEFT)
         else:
@@ -297,13 +301,23 @@ class Registry:
 
     def abandon(self, items: Sequence[Live], why: str) -> None:
         """Count entries as abandoned, and name them with the place where they are; a drain does not wait for them."""
-        left = [item for item in items if item.number in self.live and item.number not in self.abandoned]
+        left: list[Live] = []
+        for item in items:
+            number = item.number
+            if number in self.abandoned:
+                continue
+            # First, and then whether it is in flight: who ends in another thread meanwhile sees it, or is seen. Who has
+            # asked already, and is not out yet, is counted twice.
+            self.odd.add(number)
+            self.abandoned.add(number)
+            if number in self.live:
+                self.count("abandoned")
+                left.append(item)
+            else:
+                self.odd.discard(number)
+                self.abandoned.discard(number)
         if not left:
             return
-        for item in left:
-            self.count("abandoned")
-            self.odd.add(item.number)
-            self.abandoned.add(item.number)
         shown = "; ".join(f"{name_of(item)} of {item.scope.name} at {where(item)}" for item in left[:MOST_NAMED])
         more = f" and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
         logger.error("ebbtide: abandoned %d, %s: %s%s", len(left), why, shown, more)
@@ -333,11 +347,13 @@ class Registry:
         now = monotonic()
         return max((now - item.started_at for item in self.entries()), default=0.0)
 
-    def forget_beats(self) -> None:
-        """Let go of the heartbeats of what has ended: once in a while, since doing it at each end would cost more."""
+    def forget_ended(self) -> None:
+        """Let go of what is kept of entries that have ended: once in a while, since at each end it would cost more."""
         for number in list(self.beats):
             if number not in self.live:
                 self.beats.pop(number, None)
+        for numbers in (self.odd, self.abandoned, self.released):
+            numbers.difference_update(numbers.difference(self.live))
 
     def _total(self, outcome: str) -> int:
         count = self._tally[outcome] + self._elsewhere[outcome]
