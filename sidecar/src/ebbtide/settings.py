@@ -21,9 +21,9 @@ from ebbtide.vocabulary import DEFAULT_PREFIX
 
 LONGEST_S = 7 * 86400.0
 LONGEST_SOCKET = 100
+"""Bytes; the kernel takes 107."""
 EVERYWHERE = "::"
 """The host that stands for every address, IPv4 ones too."""
-"""Bytes; the kernel takes 107."""
 
 
 class Workers(StrEnum):

@@ -1,6 +1,7 @@
 import http.client
 import json
 import logging
+import select
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ebbtide.admin import connections
 from ebbtide.admin.connections import MOST_CONNECTIONS
 from ebbtide.admin.exposition import Numbers
 from ebbtide.admin.server import AdminServer
@@ -269,6 +271,43 @@ def test_callers_that_hold_every_connection_keep_no_probe_out(client: Client) ->
                 with suppress(ConnectionError):
                     caller.sock.sendall(b"G")
             assert client.ask("GET", "/livez") == (200, "ok\n")
+
+
+def test_callers_that_read_no_answers_keep_no_probe_out(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 4)
+    requests = b"GET /metrics HTTP/1.1\r\nHost: pod\r\n\r\n" * 1000
+    with ExitStack() as held:
+        callers = []
+        for _ in range(connections.MOST_CONNECTIONS):
+            caller = held.enter_context(socket.create_connection(("127.0.0.1", client.port), timeout=10))
+            caller.setblocking(False)
+            callers.append(caller)
+        # Until nobody takes more: each thread waits for room for its answers, and reads no further request.
+        while writable := select.select([], callers, [], 0.5)[1]:
+            for caller in writable:
+                caller.send(requests)
+        for _ in range(3):
+            assert client.ask("GET", "/livez") == (200, "ok\n")
+
+
+def test_a_proxy_on_the_loopback_is_no_caller_on_the_loopback(view: View) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as routed:
+        try:
+            routed.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no address but the loopback's")
+        outside = routed.getsockname()[0]
+    server = AdminServer(view, EVERYWHERE, 0)
+    port = server.start()
+    assert port is not None
+    try:
+        connection = http.client.HTTPConnection(outside, port, timeout=5, source_address=("127.0.0.6", 0))
+        connection.request("POST", "/drain")
+        assert connection.getresponse().status == 403
+        connection.close()
+    finally:
+        server.stop()
+    assert not view.asked
 
 
 def test_who_is_being_answered_makes_way_for_nobody(view: View, client: Client) -> None:

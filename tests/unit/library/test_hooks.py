@@ -103,3 +103,10 @@ async def test_who_cancels_hurries_the_rest_and_skips_none() -> None:
 def test_a_limit_that_makes_no_sense_is_refused(limit_s: float) -> None:
     with pytest.raises(ValueError, match="exit hook print: timeout_s: must be more than 0 seconds"):
         Hooks("exit").add(print, limit_s)
+
+
+def test_hooks_have_their_least_time_together() -> None:
+    hooks = Hooks("drain")
+    for _ in range(3):
+        hooks.add(lambda: None)
+    assert hooks.least_s == pytest.approx(3 * LEAST_S)

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -123,6 +124,15 @@ def test_what_is_told_over_the_socket_arrives(workers: list[Snapshot]) -> None:
     again = Group.decode(sent)
     assert json.loads(json.dumps(again.encode())) == sent
     assert again.report(0) == group.report(0)
+
+
+@pytest.mark.parametrize("ordered", [True, False], ids=["order", "prestop"])
+def test_what_leaves_is_not_taken_back_whoever_asked(ordered: bool) -> None:
+    order = Order(desired=Desired.DRAIN, generation=1, epoch=1, leave=True)
+    told = Told().ordered(order, 5.0) if ordered else Told().asked(Source.PRESTOP, "", leave=True, now=5.0)
+    assert told.undrained().to_drain
+    stays = Told().ordered(Order(desired=Desired.DRAIN, generation=1, epoch=1), 5.0)
+    assert not stays.undrained().to_drain
 
 
 @FEW

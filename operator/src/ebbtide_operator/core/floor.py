@@ -133,7 +133,7 @@ def _variables(workload: WorkloadKey, policy: Policy, endpoint: FloorEndpoint, g
         environment.CA: endpoint.ca_pem,
         environment.TOKEN_FILE: f"{environment.TOKEN_MOUNT}/token",
         environment.PREFIX: endpoint.prefix,
-        environment.ADMIN_ADDRESS: f"0.0.0.0:{environment.ADMIN_PORT}",
+        environment.ADMIN_ADDRESS: f"[::]:{environment.ADMIN_PORT}",
         environment.ADMIN_TOKEN: endpoint.admin_token,
         environment.QUIESCE: f"{policy.quiesce_s:g}",
         environment.DRAIN_TIMEOUT: f"{policy.drain_timeout_s:g}",

@@ -28,8 +28,8 @@ IDLE_S = 10.0
 class Server(ThreadingHTTPServer):
     """Serve each connection in a thread of its own, and a limited number of them.
 
-    Where that is reached, the connection that has waited longest for the rest of a request is closed in favor of the
-    new one; only where every one is being answered is the new one refused.
+    Where that is reached, the connection whose last request is the longest ago is closed in favor of the new one; only
+    where every one is held by somebody who may is the new one refused.
 
     Args:
         address: Host and port; host `::`: every address, IPv4 ones too.
@@ -51,8 +51,8 @@ class Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._changing = threading.Lock()
         self._waiting: dict[socket.socket, None] = {}
-        """For the rest of a request; who has waited longest comes first."""
-        self._answered: set[socket.socket] = set()
+        """For the rest of a request, or for who asked to read the answer; who has waited longest comes first."""
+        self._held: set[socket.socket] = set()
         super().__init__((host, port), handler)
 
     def server_bind(self) -> None:
@@ -74,7 +74,7 @@ class Server(ThreadingHTTPServer):
         # Where every connection ends, whatever ended it.
         with self._changing:
             self._waiting.pop(request, None)
-            self._answered.discard(request)
+            self._held.discard(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 (the base class's signature)
@@ -86,29 +86,36 @@ class Server(ThreadingHTTPServer):
     def wait_for_request(self, connection: socket.socket) -> bool:
         """Take note that a connection waits for its next request; False where it had to make way."""
         with self._changing:
-            if connection not in self._waiting and connection not in self._answered:
+            if connection not in self._waiting and connection not in self._held:
                 return False
-            self._answered.discard(connection)
+            self._held.discard(connection)
             self._waiting.setdefault(connection)
             return True
 
-    def answer(self, connection: socket.socket) -> None:
-        """Take note that a request has come: the connection keeps its place until it is answered."""
+    def take_request(self, connection: socket.socket) -> None:
+        """Take note that a request has come: others make way before it does."""
         with self._changing:
             if connection in self._waiting:
                 del self._waiting[connection]
-                self._answered.add(connection)
+                self._waiting[connection] = None
+
+    def hold(self, connection: socket.socket) -> None:
+        """Let a connection keep its place until its request is answered."""
+        with self._changing:
+            if connection in self._waiting:
+                del self._waiting[connection]
+                self._held.add(connection)
 
     def _make_room(self, connection: socket.socket) -> bool:
         with self._changing:
-            if len(self._waiting) + len(self._answered) >= MOST_CONNECTIONS:
+            if len(self._waiting) + len(self._held) >= MOST_CONNECTIONS:
                 longest = next(iter(self._waiting), None)
                 if longest is None:
                     return False
                 del self._waiting[longest]
-                # Wakes its thread, which closes it. What has just arrived there can still be read and answered.
+                # Wakes its thread, which closes it, also where it waits for somebody who does not read the answer.
                 with contextlib.suppress(OSError):
-                    longest.shutdown(socket.SHUT_RD)
+                    longest.shutdown(socket.SHUT_RDWR)
             self._waiting[connection] = None
             return True
 
@@ -130,8 +137,12 @@ class Connection(BaseHTTPRequestHandler):
 
     def parse_request(self) -> bool:
         parsed = super().parse_request()
-        self.server.answer(self.connection)
+        self.server.take_request(self.connection)
         return parsed
+
+    def hold(self) -> None:
+        """Keep the place of this connection until the request is answered: who asks may wait."""
+        self.server.hold(self.connection)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
         logger.debug("ebbtide: admin " + format, *args)  # noqa: G003 (the base class's format)

@@ -1,7 +1,7 @@
 """The HTTP server for probes, for the preStop hook, and for people.
 
 It has threads of its own: a blocked event loop still answers, and is seen. `/livez`, `/readyz` and `/metrics` are open;
-`/drain` and `/debug/...` ask for the bearer token, or where there is none, for a caller on this machine.
+`/drain` and `/debug/...` ask for the bearer token, or where there is none, for a caller on the loopback.
 """
 
 from __future__ import annotations
@@ -219,13 +219,21 @@ def _handler(view: AdminView, token: str) -> type[Connection]:
             if token:
                 given = self.headers.get("Authorization", "")
                 if hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-                    return action
+                    return self._holding(action)
                 return lambda _query: self._text(HTTPStatus.UNAUTHORIZED, "needs the bearer token of this pod\n")
-            if _is_local(self.client_address[0]):
-                return action
+            # Both ends: a proxy in the pod forwards what comes from elsewhere from an address of the loopback, too.
+            if _is_local(self.client_address[0]) and _is_local(self.connection.getsockname()[0]):
+                return self._holding(action)
             return lambda _query: self._text(
                 HTTPStatus.FORBIDDEN, "without EBBTIDE_ADMIN_TOKEN only callers on this machine may ask\n"
             )
+
+        def _holding(self, action: Callable[[Mapping[str, str]], None]) -> Callable[[Mapping[str, str]], None]:
+            def held(query: Mapping[str, str]) -> None:
+                self.hold()
+                action(query)
+
+            return held
 
         def _with_token(self, action: Callable[[Mapping[str, str]], None]) -> Callable[[Mapping[str, str]], None]:
             # Every container of a pod is on its loopback: that is enough for looking, and for nothing that ends work.

@@ -10,7 +10,7 @@ from functools import partial
 
 from ebbtide.environment import EXIT_MARGIN_S
 from ebbtide.lifecycle.drainwatch import DrainWatch
-from ebbtide.lifecycle.hooks import LEAST_S, Hooks
+from ebbtide.lifecycle.hooks import Hooks
 from ebbtide.lifecycle.machine import (
     AbandonTasks,
     CancelTasks,
@@ -140,7 +140,7 @@ class Effects:
         if not self._running_hooks:
             return
         # Those whose budget was not cut come to their own end at the same moment, and say how long they took.
-        left_s = max(0.0, self._deadline_at - time.monotonic()) + LEAST_S
+        left_s = max(0.0, self._deadline_at - time.monotonic()) + self._drain_hooks.least_s
         _, late = await asyncio.wait(self._running_hooks, timeout=left_s)
         for running in late:
             running.cancel("the drain's budget is spent")

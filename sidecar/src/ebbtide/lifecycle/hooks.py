@@ -64,6 +64,11 @@ class Hooks:
             raise ValueError(f"{self._occasion} hook {name}: timeout_s: must be more than 0 seconds, not {limit_s!r}")
         self._hooks.append(_Registered(hook, name, limit_s))
 
+    @property
+    def least_s(self) -> float:
+        """Seconds that all of them together have in any case."""
+        return LEAST_S * len(self._hooks)
+
     def remove(self, hook: Hook) -> None:
         """Register a hook no more; nothing happens where it is not."""
         self._hooks = [registered for registered in self._hooks if registered.hook != hook]

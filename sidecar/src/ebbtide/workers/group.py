@@ -54,7 +54,7 @@ class Told:
 
     def undrained(self) -> Told:
         """Take note of a request to serve again; who leaves does not come back."""
-        leaves = self.drain is not None and self.drain.leave
+        leaves = any(asked is not None and asked.leave for asked in (self.drain, self.order))
         return self if leaves else replace(self, drain=None, returned=True)
 
     @property
