@@ -253,3 +253,29 @@ async def test_a_cancelled_task_that_has_only_blocks_is_not_remembered_when_it_i
             del task
             await until(lambda: gone() is None)
         assert not len(runtime._registry.marks)
+
+
+async def test_a_cancel_that_was_taken_back_keeps_no_later_one_from_work_that_protects_itself() -> None:
+    async with a_runtime(drain_timeout_s=0.0) as runtime:
+        scope = runtime.scope("orders")
+        resumed = asyncio.Event()
+
+        async def work() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                task.uncancel()
+            with ebbtide.protect(0.001):
+                resumed.set()
+                await asyncio.Event().wait()
+
+        task = scope.spawn(work())
+        await asyncio.sleep(0)
+        scope.cancel("test")
+        await resumed.wait()
+        assert [shown["state"] for shown in runtime.tasks()] == ["running"]
+        runtime.drain("test", leave=False)
+        await asyncio.wait({task})
+        assert task.cancelled()

@@ -162,3 +162,24 @@ def test_the_end_of_the_last_entry_is_told_of_while_an_abandoned_one_ends() -> N
         elsewhere.run(given_up.__exit__, None, None, None)
         assert told == []
     assert told == [0]
+
+
+def test_what_ends_right_after_another_thread_abandoned_it_is_counted_once_and_told_of() -> None:
+    told: list[int] = []
+    registry = Registry(lambda: told.append(registry.awaited()))
+    scope = Scope(registry, "reports", None)
+    block = scope.track()
+
+    class Seen(set[int]):
+        def add(self, number: int) -> None:
+            super().add(number)
+            block.__exit__(None, None, None)
+
+    block.__enter__()
+    registry.intake_open = False
+    registry.abandoned = Seen()
+    registry.abandon([block], "test")
+    assert registry.tally == {"abandoned": 1}
+    assert not registry.abandoned
+    assert not registry.odd
+    assert told == [0]

@@ -41,12 +41,14 @@ async def test_a_drain_waits_for_the_run_after_one_that_was_abandoned() -> None:
             return await scope.spawn(asyncio.sleep(0, "its child is done"))
 
         # Of each run, so the second one has to be quicker than it.
-        task = scope.supervise(consume, restart=AT_ONCE, timeout_s=0.5)
+        task = scope.supervise(consume, restart=AT_ONCE, timeout_s=2.0)
         await until(lambda: runtime._registry.abandoned)
         slow.end_first.set()
         await until(lambda: slow.runs == 2)
         assert runtime.tasks()[0]["state"] == "running"
         assert not runtime._registry.odd
+        # Its first run's time-out is counted; the end of another run is one of its own.
+        assert not scope.gate.given_up
         runtime.drain("test", leave=False)
         await until(lambda: not runtime.intake_open)
         assert runtime.state is PodState.DRAINING
@@ -175,3 +177,30 @@ async def test_a_cancel_in_the_midst_of_a_time_out_ends_supervision() -> None:
         with pytest.raises(ConnectionError):
             task.result()
         assert runtime.sample().restarts == 0
+
+
+async def test_a_crash_long_after_a_cancel_that_was_swallowed_is_a_crash_like_any_other() -> None:
+    async with a_runtime() as runtime:
+        waits, swallowed, crash = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        runs = 0
+
+        async def consume() -> None:
+            nonlocal runs
+            runs += 1
+            if runs == 1:
+                waits.set()
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    swallowed.set()
+                await crash.wait()
+                raise ValueError("boom")
+
+        scope = runtime.scope("consumers")
+        task = scope.supervise(consume, restart=AT_ONCE)
+        await waits.wait()
+        scope.cancel("test")
+        await swallowed.wait()
+        crash.set()
+        await asyncio.wait({task})
+        assert runs == 2

@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ebbtide.tasks.entries import Live, task_of
-from ebbtide.tasks.protection import is_protected
+from ebbtide.tasks.protection import is_held_back
 
 
 class Marks:
@@ -40,16 +40,19 @@ class Marks:
     def lately(self, task: asyncio.Task[Any] | None) -> bool:
         """Say whether a task was asked to end and may still be cleaning up.
 
-        It may not where it took the cancel back (`asyncio.Task.uncancel`), and so goes on. What protects itself may
-        have its cancel yet to come.
+        It may not where it took the cancel back (`asyncio.Task.uncancel`), and so goes on.
         """
-        asked_at = None if task is None else self._asked_at.get(task)
-        if task is None or asked_at is None or monotonic() - asked_at >= self._grace_s:
-            return False
-        return task.cancelling() > 0 or is_protected(task)
+        asked_at = self._pending_since(task)
+        return asked_at is not None and monotonic() - asked_at < self._grace_s
 
     def asked_at(self, item: Live) -> float | None:
         """Return when an entry was asked to end; None: it was not, such as a block that began after that."""
-        task = task_of(item)
-        asked_at = None if task is None else self._asked_at.get(task)
+        asked_at = self._pending_since(task_of(item))
         return None if asked_at is None or asked_at < item.started_at else asked_at
+
+    def _pending_since(self, task: asyncio.Task[Any] | None) -> float | None:
+        asked_at = None if task is None else self._asked_at.get(task)
+        if task is None or asked_at is None:
+            return None
+        # What protects itself may have its cancel yet to come.
+        return asked_at if task.cancelling() > 0 or is_held_back(task) else None

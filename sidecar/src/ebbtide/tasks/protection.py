@@ -68,6 +68,11 @@ class protect:  # noqa: N801 (used like a function)
         else:
             deliver()
 
+    @property
+    def holds(self) -> bool:
+        """Whether a cancel waits for the end of the block."""
+        return self._deliver is not None
+
     def hold(self, deliver: Callable[[], None], most_s: float) -> None:
         """Keep a cancel back; in the thread of the task's loop."""
         if self._deliver is not None or self._task is None:
@@ -100,3 +105,8 @@ def cancel_softly(task: asyncio.Task[Any], deliver: Callable[[], None], grace_s:
 def is_protected(task: asyncio.Task[Any]) -> bool:
     """Say whether a task protects itself now."""
     return task in _protecting
+
+
+def is_held_back(task: asyncio.Task[Any]) -> bool:
+    """Say whether a task protects itself from a cancel that is yet to come."""
+    return any(protection.holds for protection in _protecting.get(task, ()))

@@ -276,10 +276,10 @@ class Registry:
             self.marks.forget(task)
         self.odd.discard(number)
         if number in self.abandoned:
-            # In this order: until it is out it is one that no drain waits for. So nobody is told that it is, either.
-            del self.live[number]
-            self.abandoned.discard(number)
+            # In this order: who abandons it in another thread at this moment learns by it that nothing was counted.
             self.released.discard(number)
+            self.abandoned.discard(number)
+            self.withdraw(number)
         else:
             self.count(outcome)
             if self.on_end is not None and item is not None:
@@ -313,9 +313,11 @@ class Registry:
             if number in self.live:
                 self.count("abandoned")
                 left.append(item)
-            else:
-                self.odd.discard(number)
-                self.abandoned.discard(number)
+                continue
+            if number not in self.abandoned:
+                self.count("abandoned")  # it saw that, and has ended since
+            self.odd.discard(number)
+            self.abandoned.discard(number)
         if not left:
             return
         shown = "; ".join(f"{name_of(item)} of {item.scope.name} at {where(item)}" for item in left[:MOST_NAMED])
@@ -338,6 +340,7 @@ class Registry:
         self.count(RESTARTED)
         if (task := task_of(item)) is not None:
             self.marks.forget(task)
+        item.scope.gate.given_up.discard(item.number)
         if item.number not in self.released:
             self.odd.discard(item.number)
             self.abandoned.discard(item.number)

@@ -41,7 +41,7 @@ async def supervised(
         except Exception as error:
             pause_s = restarts.crashed(monotonic(), random.random())  # noqa: S311 (no secret)
             item = registry.live.get(number)
-            if pause_s is None or item is None or not registry.intake_open or _is_to_end():
+            if pause_s is None or item is None or not registry.intake_open or _is_to_end(error):
                 raise
             log_crash(item, error, f" and is started again in {pause_s:.3g} s")
             registry.begin_again(item)
@@ -52,7 +52,13 @@ async def supervised(
             raise asyncio.CancelledError("the process drains: what crashed is not started again")
 
 
-def _is_to_end() -> bool:
-    """Say whether somebody cancelled the task that runs here, and it crashed in its cleanup."""
+def _is_to_end(error: BaseException) -> bool:
+    """Say whether somebody cancelled the task that runs here, and it crashed with `error` in its cleanup."""
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    if task is None or not task.cancelling():
+        return False
+    # A cancel that was swallowed before leaves its count behind, but is no part of a later crash.
+    before = error.__context__
+    while before is not None and not isinstance(before, asyncio.CancelledError):
+        before = before.__context__
+    return before is not None
