@@ -12,7 +12,7 @@ from ebbtide.protocol import (
     RolloutPhase,
 )
 from ebbtide_operator.core.model import WorkloadKey
-from ebbtide_operator.ports import Delete, Deposed, KeyValue, Put, StoreStatus, StoreUnavailable
+from ebbtide_operator.ports import Delete, Deposed, Put, StoreUnavailable
 from ebbtide_operator.store import drain_state as module
 from ebbtide_operator.store.drain_state import MirroredDrainState
 from ebbtide_operator.store.memory import MemoryStore
@@ -423,34 +423,6 @@ async def test_a_full_store_is_as_good_as_away(store: Any, clock: Clock, monkeyp
             while not state.healthy:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         assert state.unhealthy_since is None
-
-
-async def test_a_store_that_does_not_say_whether_it_is_full_is_judged_by_its_answers(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PROBE_S", 0.001)
-    store = Secretive()
-    async with running(store, clock) as state:
-        async with asyncio.timeout(10):
-            while store.asked < 3:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
-        assert state.healthy
-
-
-class Secretive(MemoryStore):
-    """A store whose status is not for everybody, and which is healthy where the last call was answered."""
-
-    asked = 0
-    healthy = True
-
-    async def range(self, prefix: str) -> tuple[tuple[KeyValue, ...], int]:
-        self.healthy = True
-        return await super().range(prefix)
-
-    async def status(self) -> StoreStatus:
-        self.asked += 1
-        self.healthy = False
-        raise StoreUnavailable("permission denied")
 
 
 async def test_is_not_healthy_before_the_first_list(store: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

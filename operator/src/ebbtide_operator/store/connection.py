@@ -64,7 +64,7 @@ class Connection:
             for _ in range(3):
                 await asyncio.sleep(0)
 
-    async def call(self, what: str, path: str, body: bytes, *, write: bool) -> bytes:
+    async def call(self, what: str, path: str, body: bytes, *, write: bool, optional: bool = False) -> bytes:
         """Send one request and return the answer's body.
 
         Args:
@@ -72,11 +72,12 @@ class Connection:
             path: Path of the gateway.
             body: The request.
             write: Whether sending it twice could do harm: then it is sent again only where it surely did nothing.
+            optional: Whether we can do without it: that it is refused says nothing about the store.
 
         Raises:
             EtcdError: It failed at every endpoint that could be asked within the time limit.
         """
-        with self.session.answered():
+        with self.session.answered(optional=optional):
             return await self._call(what, path, body, write=write)
 
     @contextlib.asynccontextmanager

@@ -314,7 +314,7 @@ class MirroredDrainState:
 
     async def _probe(self) -> None:
         while True:
-            # First: where that is refused, the read still says whether the store answers.
+            # First: where that fails, the read still says whether the store answers.
             await self._look_for_room()
             try:
                 _, revision = await self._store.range(self.keys.leader)

@@ -57,7 +57,8 @@ class Calls(Protocol):
 
     async def revoke(self, lease: int) -> None: ...
 
-    async def status(self) -> StoreStatus: ...
+    async def status(self) -> StoreStatus:
+        """Not everybody may ask for it: that it is refused does not count against the session's `answers`."""
 
     def watch(self, target: WatchTarget) -> AbstractAsyncContextManager[Answers]:
         """Open one watch, over a connection that ends with it."""

@@ -123,7 +123,7 @@ class _Etcd3Calls:
     async def status(self) -> StoreStatus:
         request = self._rpc.StatusRequest()
         answer = await self._connection.call(
-            "ask for its status", lambda client: client.maintenancestub.Status, request, write=False
+            "ask for its status", lambda client: client.maintenancestub.Status, request, write=False, optional=True
         )
         # The messages of the package are older than the fields for what is in use, for the quota, and for alarms, which
         # are text: it keeps what it does not know.

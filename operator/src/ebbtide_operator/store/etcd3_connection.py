@@ -165,7 +165,9 @@ class Etcd3Connection:
             peer.client.close()
         self._peers.clear()
 
-    async def call(self, what: str, pick: Callable[[Any], Any], request: Any, *, write: bool) -> Any:
+    async def call(
+        self, what: str, pick: Callable[[Any], Any], request: Any, *, write: bool, optional: bool = False
+    ) -> Any:
         """Send one request and return the answer.
 
         Args:
@@ -173,11 +175,12 @@ class Etcd3Connection:
             pick: Names the call of the package's client.
             request: The message.
             write: Whether sending it twice could do harm: then it is sent again only where it surely did nothing.
+            optional: Whether we can do without it: that it is refused says nothing about the store.
 
         Raises:
             EtcdError: It failed at every endpoint that could be asked within the time limit.
         """
-        with self.session.answered():
+        with self.session.answered(optional=optional):
             return await self._call(what, pick, request, write=write)
 
     @contextlib.asynccontextmanager

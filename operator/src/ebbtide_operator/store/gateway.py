@@ -89,7 +89,7 @@ class _GatewayCalls:
         await self._ask("revoke a lease", wire.REVOKE, wire.encode_lease(lease), len, write=False)
 
     async def status(self) -> StoreStatus:
-        return await self._ask("ask for its status", STATUS, b"{}", _decode_status, write=False)
+        return await self._ask("ask for its status", STATUS, b"{}", _decode_status, write=False, optional=True)
 
     @contextlib.asynccontextmanager
     async def watch(self, target: wire.WatchTarget) -> AsyncIterator[_LineAnswers]:
@@ -99,8 +99,10 @@ class _GatewayCalls:
     async def close(self) -> None:
         await self._connection.close()
 
-    async def _ask(self, what: str, path: str, body: bytes, decode: Callable[[bytes], T], *, write: bool) -> T:
-        answer = await self._connection.call(what, path, body, write=write)
+    async def _ask(
+        self, what: str, path: str, body: bytes, decode: Callable[[bytes], T], *, write: bool, optional: bool = False
+    ) -> T:
+        answer = await self._connection.call(what, path, body, write=write, optional=optional)
         try:
             return decode(answer)
         except wire.StreamFailure as error:

@@ -9,7 +9,17 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from ebbtide.etcd.endpoints import Endpoint, Rotation
-from ebbtide.etcd.errors import EtcdError, LeaseExists, LeaseNotFound, TimedOut, Unauthenticated, Unavailable
+from ebbtide.etcd.errors import (
+    EtcdError,
+    GatewayDisabled,
+    LeaseExists,
+    LeaseNotFound,
+    PermissionDenied,
+    Refused,
+    TimedOut,
+    Unauthenticated,
+    Unavailable,
+)
 
 
 class _Attempt:
@@ -62,14 +72,20 @@ class Session:
         self._attempt: _Attempt | None = None
 
     @contextlib.contextmanager
-    def answered(self) -> Iterator[None]:
-        """Take note of whether the call inside is answered; that a lease exists, or does not, is an answer."""
+    def answered(self, *, optional: bool = False) -> Iterator[None]:
+        """Take note of whether the call inside is answered; that a lease exists, or does not, is an answer.
+
+        Args:
+            optional: Whether we can do without the call: that it is refused says nothing, neither good nor bad.
+        """
         try:
             yield
         except (LeaseNotFound, LeaseExists):
             self.answers = True
             raise
-        except EtcdError:
+        except EtcdError as error:
+            if optional and isinstance(error, PermissionDenied | GatewayDisabled | Refused):
+                raise
             self.answers = False
             raise
         self.answers = True
