@@ -4,9 +4,12 @@
 {{- if not (kindIs "string" (index (printf "name: %s" $fullname | fromYaml) "name")) -}}
 {{- fail (printf "fullnameOverride: the resources would be called %s, which YAML takes for no text; set another name" $fullname) -}}
 {{- end -}}
+{{- $selecting := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" -}}
+{{- /* Pods carry none of these of the chart's: who adds them there replaces nothing. */ -}}
+{{- $telling := list "app.kubernetes.io/version" "app.kubernetes.io/part-of" "app.kubernetes.io/managed-by" "helm.sh/chart" -}}
 {{- range $field, $labels := dict "commonLabels" .Values.commonLabels "podLabels" .Values.podLabels "etcd.podLabels" .Values.etcd.podLabels -}}
 {{- range $label, $_ := $labels -}}
-{{- if has $label (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/part-of" "app.kubernetes.io/managed-by" "helm.sh/chart") -}}
+{{- if or (has $label $selecting) (and (eq $field "commonLabels") (has $label $telling)) -}}
 {{- fail (printf "%s: %s is the chart's own, by which its parts are found; leave it out" $field $label) -}}
 {{- end -}}
 {{- end -}}

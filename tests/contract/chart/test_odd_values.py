@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,8 @@ from tests.contract.chart.rendering import (
 
 pytestmark = pytest.mark.timeout(900)
 
-OWN = ("name", "instance", "component", "version", "part-of", "managed-by")
+SELECTING = tuple(f"app.kubernetes.io/{name}" for name in ("name", "instance", "component"))
+TELLING = (*(f"app.kubernetes.io/{name}" for name in ("version", "part-of", "managed-by")), "helm.sh/chart")
 
 
 def labels(node: Any) -> Iterator[dict[str, Any]]:
@@ -71,10 +73,21 @@ def test_of_a_label_that_is_given_twice_the_nearer_one_counts() -> None:
         assert one["metadata"]["labels"]["team"] == ("near" if one["kind"] in near_kinds else "far"), one["kind"]
 
 
-@pytest.mark.parametrize("field", ["commonLabels", "podLabels", "etcd.podLabels"])
-@pytest.mark.parametrize("label", [*(f"app.kubernetes.io/{name}" for name in OWN), "helm.sh/chart"])
+@pytest.mark.parametrize(
+    ("field", "label"),
+    [
+        *itertools.product(("commonLabels", "podLabels", "etcd.podLabels"), SELECTING),
+        *itertools.product(("commonLabels",), TELLING),
+    ],
+)
 def test_labels_by_which_parts_are_found_cannot_be_replaced(field: str, label: str) -> None:
     assert f"{field}: {label} is the chart's own" in refusal(setting(field, {label: "other"}))
+
+
+def test_a_pod_may_have_labels_that_the_chart_gives_to_other_objects_only() -> None:
+    given = {"podLabels": dict.fromkeys(TELLING, "other")}
+    for _, pod in pod_templates(render(merged(given, {"etcd": given}))):
+        assert dict.fromkeys(TELLING, "other").items() <= pod["metadata"]["labels"].items()
 
 
 @pytest.mark.parametrize("name", ["123", "true", "1e3", "null"])
