@@ -104,19 +104,17 @@ class Reconciler:
         self._gone_since.pop(key, None)
         memory = self._memories.setdefault(key, _Memory())
         with self._metrics.reconcile_duration.time():
-            snapshot = await self._gather(workload, memory)
-            again_s = LOOK_AGAIN_S if memory.missing_since is None else MISSING_FOR_S
+            plan = Plan()
             try:
-                snapshot, plan = await self._decide(snapshot)
-                again_s = min(again_s, plan.requeue_after_s or LOOK_AGAIN_S)
+                snapshot, plan = await self._decide(await self._gather(workload, memory))
                 await self._applier.apply(snapshot, plan)
             except Exception:
                 # The back-off after a failure grows past any deadline.
-                self._wake(key, again_s)
+                self._wake(key, _again_s(plan, memory))
                 raise
             await self._tell(snapshot, plan, memory)
         self._metrics.workloads.show(snapshot, plan, memory.status)
-        return min(again_s, memory.untold_s or LOOK_AGAIN_S)
+        return min(_again_s(plan, memory), memory.untold_s or LOOK_AGAIN_S)
 
     def forget_status(self, namespace: str, name: str) -> WorkloadKey | None:
         """Forget the Drain object that somebody deleted, and return its workload: it gets a new one."""
@@ -133,7 +131,8 @@ class Reconciler:
             try:
                 snapshot = await self._size(snapshot, plan.unsized)
             except Exception:
-                # What takes no pod does not depend on it.
+                # What takes no pod does not depend on it, and deadlines stay what they are.
+                self._wake(snapshot.workload.key, plan.requeue_after_s or LOOK_AGAIN_S)
                 await self._applier.apply(snapshot, plan)
                 raise
             plan = decide(snapshot, self._clock())
@@ -271,3 +270,9 @@ class Reconciler:
                 memory.status, memory.status_at = action.status, self._clock()
             elif isinstance(action, RemoveStatus):
                 memory.status = None
+
+
+def _again_s(plan: Plan, memory: _Memory) -> float:
+    """Return the seconds after which to look again, whatever else there is to do."""
+    pause_s = LOOK_AGAIN_S if memory.missing_since is None else MISSING_FOR_S
+    return min(pause_s, plan.requeue_after_s or LOOK_AGAIN_S)

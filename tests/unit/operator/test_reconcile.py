@@ -14,7 +14,7 @@ from ebbtide_operator.cluster.workloads import Workloads
 from ebbtide_operator.core.marks import read_marks
 from ebbtide_operator.core.model import PodView, Policy, WorkloadKey, WorkloadView
 from ebbtide_operator.metrics import Metrics
-from ebbtide_operator.reconcile import LOOK_AGAIN_S, ORPHANED_FOR_S, TELL_AGAIN_S, Reconciler
+from ebbtide_operator.reconcile import LOOK_AGAIN_S, MISSING_FOR_S, ORPHANED_FOR_S, TELL_AGAIN_S, Reconciler
 from ebbtide_operator.store.memory import MemoryStore
 from tests.unit.operator.test_workloads import ORDERS, a_deployment, a_replica_set
 from tests.unit.store.stand import Clock, a_report, report, running, seen
@@ -56,9 +56,11 @@ class Cluster:
             raise FORBIDDEN
 
     async def replica_set(self, namespace: str, name: str) -> dict[str, Any] | None:
+        self._check("replica_set")
         return self.sets.get(name)
 
     async def unlabelled_pods(self, workload: WorkloadView) -> tuple[PodView, ...]:
+        self._check("unlabelled_pods")
         return ()
 
     async def read_status(self, key: WorkloadKey) -> Mapping[str, object] | None:
@@ -194,6 +196,31 @@ async def test_what_is_refused_to_a_pod_delays_no_deadline(scene: Scene) -> None
     with pytest.raises(ApiError):
         await scene.look()
     assert 2 <= min(scene.wakes) < 3
+
+
+async def test_a_size_that_cannot_be_read_delays_no_deadline(scene: Scene) -> None:
+    await scene.drain()
+    deadline_at = scene.pods.by_uid["u1"].deadline_at
+    assert deadline_at is not None
+    scene.pods.by_uid["u2"] = PodView("shop", "orders-1-u2", "u2", "uid-orders-1", 1.0, label="true", scheduled=False)
+    scene.cluster.refusing = {"replica_set"}
+    scene.clock.now = deadline_at - 2
+    with pytest.raises(ApiError):
+        await scene.look()
+    assert scene.cluster.deleted == []
+    assert 2 <= min(scene.wakes) < 3
+
+
+async def test_pods_that_cannot_be_looked_for_delay_no_deadline_for_long(scene: Scene) -> None:
+    await scene.drain()
+    document = a_replica_set(version=3, replicas=0) | {"status": {"replicas": 5}}
+    scene.workloads.take_replica_set(document, deleted=False)
+    scene.cluster.refusing = {"unlabelled_pods"}
+    assert await scene.look() == MISSING_FOR_S
+    scene.clock.now += MISSING_FOR_S
+    with pytest.raises(ApiError):
+        await scene.look()
+    assert scene.wakes == [MISSING_FOR_S]
 
 
 async def test_a_status_that_was_refused_is_written_later(scene: Scene) -> None:

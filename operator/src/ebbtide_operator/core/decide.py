@@ -105,27 +105,33 @@ def _manage(fleet: Fleet, now: float) -> Plan:
     actions += _deleted(fleet, now)
     if snapshot.store_ok:
         actions += ending.gone(snapshot, now)
+    if waiting is not None:
+        wakes.append(waiting)
     if unsized := _in_doubt(fleet, actions) - snapshot.sized:
         return Plan(
-            tuple(one for one in actions if not (_takes(one) and one.pod.owner_uid in unsized)), unsized=unsized
+            tuple(one for one in actions if not (_takes(one) and one.pod.owner_uid in unsized)),
+            requeue_after_s=_earliest_s(wakes, now),
+            unsized=unsized,
         )
     reason, message = _say(fleet, chosen, waiting)
     status = merge_status(snapshot.status, drain_status(fleet, chosen, phase, reason, message, now), now)
     write, later_s = _write_status(snapshot, status, now)
     actions += [*_announce(fleet, chosen, releases), *write]
-    if waiting is not None:
-        wakes.append(waiting)
     if later_s is not None:
         wakes.append(now + later_s)
     return Plan(
         tuple(actions),
-        requeue_after_s=max(0.0, min(wakes) - now) + SLACK_S if wakes else None,
+        requeue_after_s=_earliest_s(wakes, now),
         reason=reason,
         message=message,
         draining=len(fleet.draining) + len(chosen),
         surplus=fleet.surplus,
         tasks_left=sum(member.tasks or 0 for member in fleet.draining),
     )
+
+
+def _earliest_s(wakes: Sequence[float], now: float) -> float | None:
+    return max(0.0, min(wakes) - now) + SLACK_S if wakes else None
 
 
 def _in_doubt(fleet: Fleet, actions: Iterable[Action]) -> frozenset[str]:
