@@ -29,7 +29,8 @@ from ebbtide_operator.ports import Cluster, Conflict, DrainState
 logger = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 30.0
-"""Every workload is looked at this often without being woken: no lost wake lasts longer. It costs no request."""
+"""Every workload is looked at this often without being woken: no lost wake lasts longer. It costs no request
+where nobody asks for a pod."""
 TELL_AGAIN_S = 1.0
 """How soon to try again to write a status that could not be; doubled each time, up to `LOOK_AGAIN_S`."""
 ORPHANED_FOR_S = 60.0
@@ -47,6 +48,8 @@ class _Memory:
     status_at: float = 0.0
     untold_s: float = 0.0
     """Seconds after which to try again to read or write the status; 0: nothing is owed."""
+    size_read_at: Mapping[str, float] = field(default_factory=dict)
+    """When the size of a ReplicaSet was last read, or tried to be; by UID."""
     missing_since: float | None = None
     unlabelled: tuple[PodView, ...] = field(default=())
 
@@ -106,7 +109,7 @@ class Reconciler:
         with self._metrics.reconcile_duration.time():
             plan = Plan()
             try:
-                snapshot, plan = await self._decide(await self._gather(workload, memory))
+                snapshot, plan = await self._decide(await self._gather(workload, memory), memory)
                 await self._applier.apply(snapshot, plan)
             except Exception:
                 # The back-off after a failure grows past any deadline.
@@ -124,10 +127,16 @@ class Reconciler:
                 return key
         return None
 
-    async def _decide(self, snapshot: Snapshot) -> tuple[Snapshot, Plan]:
+    async def _decide(self, snapshot: Snapshot, memory: _Memory) -> tuple[Snapshot, Plan]:
         """Decide; where pods would go, on sizes that are newer than the pods."""
         plan = decide(snapshot, self._clock())
         while plan.unsized:
+            now = self._clock()
+            before = memory.size_read_at
+            memory.size_read_at = {
+                view.uid: now if view.uid in plan.unsized else before.get(view.uid, 0.0)
+                for view in snapshot.workload.sets
+            }
             try:
                 snapshot = await self._size(snapshot, plan.unsized)
             except Exception:
@@ -211,6 +220,7 @@ class Reconciler:
             phase=phase,
             phase_revision=phase_revision,
             phase_at=phase_at,
+            size_read_at=memory.size_read_at,
             status=memory.status,
             status_at=memory.status_at,
             store_ok=self._state.healthy,

@@ -48,6 +48,7 @@ class Cluster:
         self.pods = pods
         self.refusing: set[str] = set()
         self.deleted: list[str] = []
+        self.sizes_read = 0
         self.status: Mapping[str, object] | None = None
         self.sets: dict[str, dict[str, Any]] = {}
 
@@ -56,6 +57,7 @@ class Cluster:
             raise FORBIDDEN
 
     async def replica_set(self, namespace: str, name: str) -> dict[str, Any] | None:
+        self.sizes_read += 1
         self._check("replica_set")
         return self.sets.get(name)
 
@@ -196,6 +198,53 @@ async def test_what_is_refused_to_a_pod_delays_no_deadline(scene: Scene) -> None
     with pytest.raises(ApiError):
         await scene.look()
     assert 2 <= min(scene.wakes) < 3
+
+
+async def ask_for_another_than_drains(scene: Scene) -> None:
+    """Let one of two pods be drained, and the controller ask for the other."""
+    await scene.add("u2")
+    scene.size(version=2, replicas=1)
+    async with asyncio.timeout(10):
+        while not (orders := scene.state.orders("shop")):
+            await scene.look()
+            scene.clock.now += 1
+    (other,) = {"u1", "u2"} - orders.keys()
+    await scene.state.post_request("shop", other, "the controller")
+    await seen(scene.state, scene.store)
+    scene.cluster.sizes_read = 0
+
+
+async def test_drains_that_go_on_cost_no_read_in_every_pass_where_the_controller_asks_for_another_pod(
+    scene: Scene,
+) -> None:
+    await ask_for_another_than_drains(scene)
+    for _ in range(50):
+        await scene.look()
+        scene.clock.now += 0.01
+    assert scene.cluster.sizes_read == 1
+
+
+async def test_a_controller_is_heard_a_second_after_the_last_time(scene: Scene) -> None:
+    await ask_for_another_than_drains(scene)
+    await scene.look()
+    scene.cluster.sets["orders-1"] = a_replica_set(version=3, replicas=0)
+    again_s = await scene.look()
+    assert again_s is not None
+    scene.clock.now += again_s
+    await scene.look()
+    workload = scene.workloads.get(ORDERS)
+    assert workload is not None
+    assert [view.replicas for view in workload.sets] == [0]
+    assert again_s < 1.1
+
+
+async def test_a_read_that_fails_for_a_controller_alone_is_not_repeated_in_the_next_pass(scene: Scene) -> None:
+    await ask_for_another_than_drains(scene)
+    scene.cluster.refusing = {"replica_set"}
+    with pytest.raises(ApiError):
+        await scene.look()
+    await scene.look()
+    assert scene.cluster.sizes_read == 1
 
 
 async def test_a_size_that_cannot_be_read_delays_no_deadline(scene: Scene) -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeGuard
 
 from ebbtide.protocol import Desired, Order, Outcome, Phase
-from ebbtide_operator.core import ending, reasons
+from ebbtide_operator.core import ending, reasons, sizes
 from ebbtide_operator.core.fleet import Fleet, Member, survey
 from ebbtide_operator.core.model import (
     Action,
@@ -107,9 +106,11 @@ def _manage(fleet: Fleet, now: float) -> Plan:
         actions += ending.gone(snapshot, now)
     if waiting is not None:
         wakes.append(waiting)
-    if unsized := _in_doubt(fleet, actions) - snapshot.sized:
+    asking, later = sizes.asking(fleet, now)
+    wakes += later
+    if unsized := (asking | sizes.taken_from(actions)) - snapshot.sized:
         return Plan(
-            tuple(one for one in actions if not (_takes(one) and one.pod.owner_uid in unsized)),
+            tuple(one for one in actions if not (sizes.takes(one) and one.pod.owner_uid in unsized)),
             requeue_after_s=_earliest_s(wakes, now),
             unsized=unsized,
         )
@@ -132,29 +133,6 @@ def _manage(fleet: Fleet, now: float) -> Plan:
 
 def _earliest_s(wakes: Sequence[float], now: float) -> float | None:
     return max(0.0, min(wakes) - now) + SLACK_S if wakes else None
-
-
-def _in_doubt(fleet: Fleet, actions: Iterable[Action]) -> frozenset[str]:
-    """Return the ReplicaSets that pods would be taken from, and those whose controllers want fewer than we know of."""
-    taken = {action.pod.owner_uid for action in actions if _takes(action)}
-    return frozenset(taken | {facts.view.uid for facts in fleet.sets if facts.asked and not facts.missing})
-
-
-def _takes(action: Action) -> TypeGuard[Release | Pin | SendOrder]:
-    """Say whether an action takes a pod from its ReplicaSet.
-
-    There are two watches. Where that of the ReplicaSets is late, each new pod of a scale-up looks like one too many,
-    and a drained pod like one that still has to go. A size that was read after the pods cannot lag behind them, since
-    a ReplicaSet asks for a pod before it is made.
-    """
-    match action:
-        case Release() | Pin():
-            return True
-        case SendOrder(_, order):
-            # One that leaves is being deleted already.
-            return order.desired is not Desired.SERVE and not order.leave
-        case _:
-            return False
 
 
 def _publish(snapshot: Snapshot, phase: Phase) -> list[Action]:

@@ -152,6 +152,8 @@ class Snapshot:
     """By pod UID."""
     sized: frozenset[str] = frozenset()
     """UIDs of the ReplicaSets whose size was read after the pods were: only from these may pods be taken."""
+    size_read_at: Mapping[str, float] = field(default_factory=dict)
+    """When the size of a ReplicaSet was last read, or tried to be, in earlier passes; by UID."""
     requested: frozenset[str] = frozenset()
     """UIDs of pods whose deletion a controller asked for and was refused."""
     phase: Phase | None = None
