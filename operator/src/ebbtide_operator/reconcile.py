@@ -12,9 +12,11 @@ from ebbtide_operator.apply import Applier
 from ebbtide_operator.cluster.client import drain_name
 from ebbtide_operator.cluster.informer import PodInformer
 from ebbtide_operator.cluster.workloads import Workloads
+from ebbtide_operator.core import reasons
 from ebbtide_operator.core.decide import decide
 from ebbtide_operator.core.model import (
     Mode,
+    Notify,
     Plan,
     PodView,
     RemoveStatus,
@@ -47,11 +49,18 @@ class _Memory:
     status_read: bool = False
     status_at: float = 0.0
     untold_s: float = 0.0
-    """Seconds after which to try again to read or write the status; 0: nothing is owed."""
+    """Pause before the status is read or written again; 0: nothing is owed."""
+    untold_at: float = 0.0
+    """When that failed."""
     size_read_at: Mapping[str, float] = field(default_factory=dict)
     """When the size of a ReplicaSet was last read, or tried to be; by UID."""
     missing_since: float | None = None
     unlabelled: tuple[PodView, ...] = field(default=())
+
+    def pause_s(self, now: float) -> float:
+        """Return the seconds in which the status is neither read nor written; 0: it may be at once."""
+        # One from the future is from before the clock was set back.
+        return max(self.untold_at + self.untold_s - now, 0.0) if self.untold_at <= now else 0.0
 
 
 class Reconciler:
@@ -117,7 +126,8 @@ class Reconciler:
                 raise
             await self._tell(snapshot, plan, memory)
         self._metrics.workloads.show(snapshot, plan, memory.status)
-        return min(_again_s(plan, memory), memory.untold_s or LOOK_AGAIN_S)
+        # Where the pause has just ended, this pass may have been too early.
+        return min(_again_s(plan, memory), memory.pause_s(self._clock()) if memory.untold_s else LOOK_AGAIN_S)
 
     def forget_status(self, namespace: str, name: str) -> WorkloadKey | None:
         """Forget the Drain object that somebody deleted, and return its workload: it gets a new one."""
@@ -195,7 +205,7 @@ class Reconciler:
 
     async def _gather(self, workload: WorkloadView, memory: _Memory) -> Snapshot:
         now = self._clock()
-        if not memory.status_read:
+        if not memory.status_read and not memory.pause_s(now):
             await self._read_status(workload.key, memory)
         pods = {pod.uid: pod for view in workload.sets for pod in self._pods.of(view.uid)}
         for pod in await self._unlabelled(workload, pods, memory, now):
@@ -241,15 +251,23 @@ class Reconciler:
         if not memory.status_read:
             # It would be written over as if there were none: its transition times, and Warnings that were posted.
             return
+        key = snapshot.workload.key
+        if memory.pause_s(self._clock()):
+            try:
+                await self._applier.tell(snapshot, _once_only(plan))
+            except Exception as error:  # noqa: BLE001 (nor for an Event)
+                self._failed(key, error)
+            return
         try:
             await self._applier.tell(snapshot, plan)
         except Exception as error:  # noqa: BLE001 (no pod waits for a status)
-            self._owe(snapshot.workload.key, memory, error)
+            self._owe(key, memory, error)
         else:
             memory.untold_s = 0.0
             self._remember(memory, plan)
 
     def _owe(self, key: WorkloadKey, memory: _Memory, error: Exception) -> None:
+        memory.untold_at = self._clock()
         memory.untold_s = min(max(2 * memory.untold_s, TELL_AGAIN_S), LOOK_AGAIN_S)
         self._failed(key, error)
 
@@ -286,3 +304,9 @@ def _again_s(plan: Plan, memory: _Memory) -> float:
     """Return the seconds after which to look again, whatever else there is to do."""
     pause_s = LOOK_AGAIN_S if memory.missing_since is None else MISSING_FOR_S
     return min(pause_s, plan.requeue_after_s or LOOK_AGAIN_S)
+
+
+def _once_only(plan: Plan) -> Plan:
+    """Leave out whatever is planned again until the status is written: itself, and Warnings of annotations."""
+    events = (one for one in plan.actions if isinstance(one, Notify) and one.reason != reasons.INVALID_ANNOTATION)
+    return replace(plan, actions=tuple(events))
