@@ -23,6 +23,11 @@ STEADY = 40
 """Writes between two faults."""
 
 
+def login(credentials: dict[str, str]) -> dict[str, Any]:
+    """Return credentials as the operator's adapters take them: these ask for the password at each login."""
+    return {name: (lambda value=value: value) if name == "password" else value for name, value in credentials.items()}
+
+
 class Scene:
     """Members, the ways to them, a writer beside the faults, and the reader that is to survive them."""
 
@@ -31,7 +36,7 @@ class Scene:
         self.proxies = [Proxy(member.port) for member in members] if fault.proxied else []
         self.urls = [member.url for member in members]
         ways = [proxy.url for proxy in self.proxies] or self.urls
-        self.store = adapter(ways, timeout_s=TIMEOUT_S, inactivity_s=INACTIVITY_S, **fault.credentials)
+        self.store = adapter(ways, timeout_s=TIMEOUT_S, inactivity_s=INACTIVITY_S, **login(fault.credentials))
         self.reader = Reader(self.store)
         self.writer = OwnWriter(self.store, self.urls) if fault.own else Writer(self.urls, fault.credentials)
         self.round = itertools.count()

@@ -24,7 +24,7 @@ from ebbtide_operator.ports import StoreUnavailable
 from ebbtide_operator.store.drain_state import MirroredDrainState
 from ebbtide_operator.store.etcd3 import Etcd3
 from ebbtide_operator.store.gateway import Gateway
-from tests.contract.faults import administer, until
+from tests.contract.faults import administer, login, until
 from tests.contract.member import Member, control_program, program, version_of
 from tests.contract.watching import wait_until
 
@@ -77,7 +77,7 @@ def test_the_page_sets_up_the_operator_and_a_namespace() -> None:
 
 async def test_the_operators_user_does_all_that_the_operator_does(guarded: Member) -> None:
     for adapter in (Gateway, Etcd3):
-        store = adapter([guarded.url], **OPERATOR)
+        store = adapter([guarded.url], **login(OPERATOR))
         state = MirroredDrainState(store)
         task = asyncio.create_task(state.run())
         async with asyncio.timeout(20):
@@ -252,7 +252,7 @@ def test_nobody_without_a_password_gets_in(guarded: Member) -> None:
 
 
 async def test_over_grpc_the_rights_are_the_same(guarded: Member) -> None:
-    store = Etcd3([guarded.url], **SHOP)
+    store = Etcd3([guarded.url], **login(SHOP))
     revision = await store.transact([], [Put(KEYS.report("shop", "uid-5"), b"report")])
     assert revision is not None
     await store.get(KEYS.order("shop", "uid-5"))
