@@ -9,11 +9,11 @@ from contextvars import Token
 from threading import get_ident
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from ebbtide.errors import Refused
 from ebbtide.tasks.counted import SAMPLED_EVERY_S
-from ebbtide.tasks.entries import Entry, current_entry
+from ebbtide.tasks.entries import Entry, current_entry, task_here
 from ebbtide.tasks.registry import BLOCK_BEGAN
 
 if sys.version_info < (3, 12):
@@ -49,7 +49,7 @@ class Block(Entry):
             self.task = _task_in(registry.loop)
             registry.blocks_begun += 1
         else:
-            self.task = _task_here()
+            self.task = task_here()
             registry.count(BLOCK_BEGAN)
         self.number = number = next(registry.numbers)
         self.started_at = now = monotonic()
@@ -99,13 +99,6 @@ class Block(Entry):
         """Return the number of the entry that this block is a part of; 0: of none. From any thread."""
         entered = self._entered  # one look: it may be left meanwhile
         return 0 if entered is None else _before(entered)
-
-
-def _task_here() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no loop in this thread
-        return None
 
 
 def _set_back(entered: Token[int]) -> None:

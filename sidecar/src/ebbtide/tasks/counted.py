@@ -6,12 +6,11 @@ loop, a call in its context.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ebbtide.tasks.entries import current_entry
+from ebbtide.tasks.entries import current_entry, task_here
 
 if TYPE_CHECKING:
     from ebbtide.tasks.entries import ManagedTask
@@ -73,11 +72,7 @@ async def counted(scope: Scope, number: int, coroutine: Coroutine[Any, Any, T], 
 
 def _runs(number: int) -> bool:
     """Say whether it is a task with this number that runs here."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no loop in this thread
-        return False
-    return getattr(task, "number", 0) == number
+    return getattr(task_here(), "number", 0) == number
 
 
 def ended_as_usual(task: ManagedTask) -> bool:

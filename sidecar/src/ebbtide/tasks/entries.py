@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Container, Mapping
-from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +81,14 @@ class Entry:
 Live = ManagedTask | Entry
 
 
+def task_here() -> asyncio.Task[Any] | None:
+    """Return the task that runs here; None: no task does, or there is no loop in this thread."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
 def asker(live: Container[int]) -> int:
     """Return the number of the entry that runs here, and asks for something; 0: none.
 
@@ -91,8 +98,7 @@ def asker(live: Container[int]) -> int:
     number = current_entry.get()
     if number and number not in live:
         # Tasks that were given the same context overwrite each other's number there. A task knows its own.
-        with suppress(RuntimeError):  # no loop in this thread
-            return getattr(asyncio.current_task(), "number", number)
+        return getattr(task_here(), "number", number)
     return number
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from ebbtide.tasks.entries import task_here
+
 logger = logging.getLogger("ebbtide")
 
 SHARE = 0.5
@@ -40,10 +42,7 @@ class protect:  # noqa: N801 (used like a function)
         self._due: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
-        try:
-            self._task = asyncio.current_task()
-        except RuntimeError:  # no loop in this thread
-            self._task = None
+        self._task = task_here()
         if self._task is not None:
             _protecting.setdefault(self._task, []).append(self)
         return self

@@ -279,13 +279,12 @@ class Registry:
             # In this order: who abandons it in another thread at this moment learns by it that nothing was counted.
             self.released.discard(number)
             self.abandoned.discard(number)
-            self.withdraw(number)
         else:
             self.count(outcome)
             if self.on_end is not None and item is not None:
                 self.on_end(item, outcome)
-            # Last: who sees that nothing is left must find everything counted.
-            self.withdraw(number)
+        # Last: who sees that nothing is left must find everything counted.
+        self.withdraw(number)
         if gate is None:
             self.count(BLOCK_LEFT)
         else:
