@@ -62,9 +62,7 @@ class WorkloadGauges(Collector):
         if workload.policy.mode is Mode.OFF:
             self._samples[workload.key] = {"ebbtide_invalid_annotations": invalid}
             return
-        starts = [
-            pod.draining_since for pod in snapshot.pods if pod.draining_since and not (pod.terminating or pod.finished)
-        ]
+        starts = [pod.draining_since for pod in snapshot.pods if pod.draining_since and pod.counts]
         pods = {} if status is None else status.get("pods")
         counts = pods if isinstance(pods, Mapping) else {}
         phase = None if status is None else status.get("phase")

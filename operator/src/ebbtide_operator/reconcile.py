@@ -55,7 +55,6 @@ class _Memory:
     size_read_at: Mapping[str, float] = field(default_factory=dict)
     """When the size of a ReplicaSet was last read, or tried to be; by UID."""
     missing_since: float | None = None
-    unlabelled: tuple[PodView, ...] = field(default=())
 
     def pause_s(self, now: float) -> float:
         """Return the seconds in which the status is neither read nor written; 0: it may be at once."""
@@ -118,7 +117,11 @@ class Reconciler:
         with self._metrics.reconcile_duration.time():
             plan = Plan()
             try:
-                snapshot, plan = await self._decide(await self._gather(workload, memory), memory)
+                snapshot = await self._gather(workload, memory)
+                plan = decide(snapshot, self._clock())
+                while plan.unsized:
+                    snapshot = await self._size(snapshot, plan, memory)
+                    plan = decide(snapshot, self._clock())
                 await self._applier.apply(snapshot, plan)
             except Exception:
                 # The back-off after a failure grows past any deadline.
@@ -137,27 +140,25 @@ class Reconciler:
                 return key
         return None
 
-    async def _decide(self, snapshot: Snapshot, memory: _Memory) -> tuple[Snapshot, Plan]:
-        """Decide; where pods would go, on sizes that are newer than the pods."""
-        plan = decide(snapshot, self._clock())
-        while plan.unsized:
-            now = self._clock()
-            before = memory.size_read_at
-            memory.size_read_at = {
-                view.uid: now if view.uid in plan.unsized else before.get(view.uid, 0.0)
-                for view in snapshot.workload.sets
-            }
-            try:
-                snapshot = await self._size(snapshot, plan.unsized)
-            except Exception:
-                # What takes no pod does not depend on it, and deadlines stay what they are.
-                self._wake(snapshot.workload.key, plan.requeue_after_s or LOOK_AGAIN_S)
-                await self._applier.apply(snapshot, plan)
-                raise
-            plan = decide(snapshot, self._clock())
-        return snapshot, plan
+    async def _size(self, snapshot: Snapshot, plan: Plan, memory: _Memory) -> Snapshot:
+        """Return the snapshot with the sizes that a plan asks for; where they cannot be read, apply the plan as it is.
 
-    async def _size(self, snapshot: Snapshot, uids: frozenset[str]) -> Snapshot:
+        Raises:
+            Exception: Whatever kept them from being read.
+        """
+        now = self._clock()
+        before = memory.size_read_at
+        memory.size_read_at = {
+            view.uid: now if view.uid in plan.unsized else before.get(view.uid, 0.0) for view in snapshot.workload.sets
+        }
+        try:
+            return await self._read_sizes(snapshot, plan.unsized)
+        except Exception:
+            # What takes no pod does not depend on it.
+            await self._applier.apply(snapshot, plan)
+            raise
+
+    async def _read_sizes(self, snapshot: Snapshot, uids: frozenset[str]) -> Snapshot:
         """Read ReplicaSets from the API; the pods stay those of the snapshot, which are older.
 
         Raises:
@@ -281,7 +282,7 @@ class Reconciler:
         if workload.policy.mode is Mode.OFF:
             memory.missing_since = None
             return ()
-        counted = sum(not pod.terminating and not pod.finished for pod in labelled.values())
+        counted = sum(pod.counts for pod in labelled.values())
         if counted >= sum(view.observed_replicas for view in workload.sets):
             memory.missing_since = None
             return ()

@@ -23,8 +23,7 @@ class Member:
 
     @property
     def counts(self) -> bool:
-        """Whether its ReplicaSet counts it: neither terminating nor finished."""
-        return not self.pod.terminating and not self.pod.finished
+        return self.pod.counts
 
     @property
     def ordered(self) -> bool:

@@ -128,6 +128,11 @@ class PodView:
     original_cost: str | None = None
     """The user's cost that ours replaced; None: not pinned."""
 
+    @property
+    def counts(self) -> bool:
+        """Whether its ReplicaSet counts it: neither terminating nor finished."""
+        return not self.terminating and not self.finished
+
 
 @dataclass(frozen=True, slots=True)
 class ReportView:
