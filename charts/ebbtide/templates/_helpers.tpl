@@ -141,6 +141,11 @@ true
 {{- mulf (trimSuffix $suffix $text | float64) (get $factors $suffix) | int64 -}}
 {{- end -}}
 
+{{/* MiB that hold so many bytes. */}}
+{{- define "ebbtide.mebibytes" -}}
+{{- div (add . 1048575) 1048576 -}}
+{{- end -}}
+
 {{/* Seconds of a duration that the schema accepts: 90s, 5m, 1h30m, 500ms. */}}
 {{- define "ebbtide.seconds" -}}
 {{- $total := 0.0 -}}
@@ -160,7 +165,7 @@ true
 {{/* Most that the embedded etcd may take of its node's disk, in MiB: room for a second file too, which defragmentation writes. */}}
 {{- define "ebbtide.etcd.scratchMi" -}}
 {{- $bytes := mul 2 (add (int64 .Values.etcd.quotaBytes) (include "ebbtide.etcd.besidesBytes" . | int64)) -}}
-{{- div (add $bytes 1048575) 1048576 -}}
+{{- include "ebbtide.mebibytes" $bytes -}}
 {{- end -}}
 
 {{/* "true" where a monitor of the Prometheus operator is rendered: (dict "root" $ "enabled" <auto|always|never> "kind" <kind>). */}}

@@ -49,7 +49,7 @@
 {{- if and (include "ebbtide.etcd.embedded" .) (include "ebbtide.etcd.persistent" .) -}}
 {{- $needed := add (int64 .Values.etcd.quotaBytes) (include "ebbtide.etcd.besidesBytes" . | int64) -}}
 {{- if lt (include "ebbtide.bytes" .Values.etcd.persistence.size | int64) $needed -}}
-{{- fail (printf "etcd.persistence.size: %v is too small for etcd.quotaBytes, which needs 512Mi more than itself: at least %dMi; docs/store.md says how to enlarge an installed one" .Values.etcd.persistence.size (div (add $needed 1048575) 1048576)) -}}
+{{- fail (printf "etcd.persistence.size: %v is too small for etcd.quotaBytes, which needs 512Mi more than itself: at least %sMi; docs/store.md says how to enlarge an installed one" .Values.etcd.persistence.size (include "ebbtide.mebibytes" $needed)) -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.networkPolicy.egress.enabled (not .Values.networkPolicy.enabled) -}}
