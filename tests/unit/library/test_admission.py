@@ -142,6 +142,13 @@ async def page_of(runtime: ebbtide.Runtime) -> str:
     return await asyncio.to_thread(get)
 
 
+async def cleans_up(go_on: asyncio.Event) -> None:
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        await go_on.wait()
+
+
 async def test_an_end_without_a_time_out_ends_the_row() -> None:
     async with a_scope(Limits(breaker_timeouts=2)) as (_, scope):
         for _ in range(3):
@@ -151,19 +158,13 @@ async def test_an_end_without_a_time_out_ends_the_row() -> None:
 
 
 async def test_a_task_that_ends_late_after_its_time_limit_is_one_time_out() -> None:
-    async def slow() -> None:
-        try:
-            await asyncio.sleep(3600)
-        finally:
-            await go_on.wait()
-
     go_on = asyncio.Event()
     async with a_runtime(cancel_grace_s=0.02) as runtime:
         scope = runtime.scope("orders", timeout_s=0.001, limits=Limits(breaker_timeouts=3, breaker_pause_s=60.0))
-        late = scope.spawn(slow())
+        late = scope.spawn(cleans_up(go_on))
         await until(lambda: runtime._registry.abandoned)
         go_on.set()
-        for task in (late, scope.spawn(slow())):
+        for task in (late, scope.spawn(cleans_up(go_on))):
             with pytest.raises(ebbtide.TimedOut):
                 await task
         await until(lambda: runtime.tasks_left == 0)
@@ -333,18 +334,12 @@ async def test_one_task_is_shed_for_a_new_one_where_its_scope_and_the_process_ar
 
 
 async def test_shedding_has_an_end_where_tasks_take_long_to_clean_up() -> None:
-    async def slow() -> None:
-        try:
-            await asyncio.sleep(3600)
-        finally:
-            await go_on.wait()
-
     go_on = asyncio.Event()
     async with a_scope(Limits(max_tasks=2, admission=Admission.SHED)) as (_, scope):
         admitted = 0
         for _ in range(10):
             try:
-                scope.spawn(slow())
+                scope.spawn(cleans_up(go_on))
                 admitted += 1
             except ebbtide.Refused as refused:
                 assert refused.why == "limit"
