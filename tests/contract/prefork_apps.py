@@ -106,32 +106,32 @@ def main(workers: int) -> None:
     """Fork workers, and new ones in the place of those that end, until SIGTERM; then pass it on."""
     import signal
 
+    # Waited for instead of handled: a handler may run where a worker is collected and not yet taken from the list.
+    signals = {signal.SIGTERM, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     pids: set[int] = set()
     stopping = False
-
-    def stop(*_: Any) -> None:
-        nonlocal stopping
-        stopping = True
-        for pid in list(pids):
-            os.kill(pid, signal.SIGTERM)
 
     def fork() -> None:
         pid = os.fork()
         if pid:
             pids.add(pid)
             return
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         asyncio.run(serve())
         os._exit(0)
 
-    signal.signal(signal.SIGTERM, stop)
     for _ in range(workers):
         fork()
     while pids:
-        pid, _ = os.wait()
-        pids.discard(pid)
-        if not stopping:
-            fork()
+        if signal.sigwait(signals) == signal.SIGTERM:
+            stopping = True
+            for pid in pids:
+                os.kill(pid, signal.SIGTERM)
+        for pid in [pid for pid in pids if os.waitpid(pid, os.WNOHANG)[0]]:
+            pids.discard(pid)
+            if not stopping:
+                fork()
 
 
 if __name__ == "__main__":

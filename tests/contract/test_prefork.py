@@ -110,7 +110,7 @@ def test_celery_children_drain_with_their_parent_and_lose_no_task(pod_of: PodOf,
     pod.wait_for(PodState.SERVING)
     wait_until(lambda: pod.view()["tally"].get("finished") == 3)
     pod.process.send_signal(signal.SIGTERM)
-    assert pod.process.wait(30) == 0
+    assert pod.process.wait(30) == 0, pod.log.read_text()
     pod.wait_for(PodState.EXITING)
 
 
@@ -242,7 +242,7 @@ def test_a_drained_pod_that_nobody_collects_ends_with_its_master(pod_of: PodOf) 
     pod.wait_for_workers(2)
     wait_until(lambda: len(pod.states()) == 2)
     pod.order(leave=True)
-    assert pod.process.wait(20) == 0
+    assert pod.process.wait(20) == 0, pod.log.read_text()
     pod.wait_for(PodState.EXITING)
 
 
