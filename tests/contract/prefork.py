@@ -169,15 +169,24 @@ class Pod:
         return view
 
     def states(self) -> dict[int, str]:
-        """Return the state of each worker by its process id, as the leader has it."""
-        return {worker["pid"]: worker["state"] for worker in self.view().get("workers", [])}
+        """Return the state of each worker by its process id, as the leader has it; empty while none answers."""
+        try:
+            view = self.view()
+        except (OSError, http.client.HTTPException):
+            return {}  # one worker has closed the port, or is about to, and the next one does not listen yet
+        return {worker["pid"]: worker["state"] for worker in view.get("workers", [])}
 
     def leader(self) -> int:
-        """Return the worker that has the admin server's port."""
-        wait_until(self.port_is_taken)
-        inode = _listening(self.port)
-        (pid,) = [pid for pid in self.pids() if _has_socket(pid, inode)]
-        return pid
+        """Return the worker that has the admin server's port, as soon as one has it."""
+        found: list[int] = []
+
+        def is_told_apart() -> bool:
+            inode = _listening(self.port)
+            found[:] = [pid for pid in self.pids() if inode is not None and _has_socket(pid, inode)]
+            return len(found) == 1
+
+        wait_until(is_told_apart)
+        return found[0]
 
     def port_is_taken(self) -> bool:
         """Whether a worker listens at the admin server's port."""
@@ -206,11 +215,10 @@ def _listening(port: int) -> str | None:
     return None
 
 
-def _has_socket(pid: int, inode: str | None) -> bool:
-    for path in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            if str(path.readlink()) == f"socket:[{inode}]":
-                return True
-        except OSError:
-            continue
+def _has_socket(pid: int, inode: str) -> bool:
+    with contextlib.suppress(OSError):  # it ended
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # this one is closed
+                if str(path.readlink()) == f"socket:[{inode}]":
+                    return True
     return False
