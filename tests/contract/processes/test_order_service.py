@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -81,18 +82,18 @@ async def test_an_order_that_is_still_being_sent_at_the_end_is_refused_at_once(m
         process = await start_service(mode, unused_tcp_port, load)
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", unused_tcp_port)
-            writer.write(b"POST /orders HTTP/1.1\r\nHost: orders\r\nExpect: 100-continue\r\n")
-            writer.write(b"Content-Length: %d\r\n\r\n" % len(body))
-            async with asyncio.timeout(10):
-                assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
-                process.send_signal(signal.SIGTERM)
-                await refused(unused_tcp_port)
-                writer.write(body)
-                answer = await reader.read()
-                assert await process.wait() == 0
-            assert b"HTTP/1.1 503 " in answer
-            assert b"Retry-After:" in answer
-            writer.close()
+            with contextlib.closing(writer):
+                writer.write(b"POST /orders HTTP/1.1\r\nHost: orders\r\nExpect: 100-continue\r\n")
+                writer.write(b"Content-Length: %d\r\n\r\n" % len(body))
+                async with asyncio.timeout(10):
+                    assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
+                    process.send_signal(signal.SIGTERM)
+                    await refused(unused_tcp_port)
+                    writer.write(body)
+                    answer = await reader.read()
+                    assert await process.wait() == 0
+                assert b"HTTP/1.1 503 " in answer
+                assert b"Retry-After:" in answer
         finally:
             if process.returncode is None:
                 process.kill()
@@ -106,5 +107,7 @@ async def refused(port: int) -> None:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
         except ConnectionRefusedError:
             return
+        except ConnectionResetError:
+            continue  # it was in the queue of the socket that was closed
         writer.close()
         await asyncio.sleep(0.01)
