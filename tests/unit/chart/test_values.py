@@ -74,6 +74,7 @@ CASES: dict[str, tuple[list[Any], list[Any]]] = {
     "etcd.persistence.size": (["10Gi"], ["10GB", ""]),
     "etcd.persistence.deleteOnUninstall": ([True], ["yes"]),
     "etcd.logLevel": (["info"], ["INFO", "warning"]),
+    "etcd.listenAddress": (["[::]", "10.0.0.1"], ["::", "0.0.0.0:2379", "localhost", "", 0]),
     "etcd.quotaBytes": ([2147483648], [1024, "512Mi", 2**40]),
     "etcd.compactionRetention": (["1h"], ["1", 1]),
     "etcd.resources.requests": ([{"cpu": 1}], [{"cpu": []}]),
