@@ -64,6 +64,7 @@ async def test_it_has_ended_although_somebody_else_holds_its_pipe() -> None:
         grandchild = int(await child.stdout.readline())
         await until(lambda: not runtime.tasks_left)
         os.kill(grandchild, signal.SIGKILL)
+        assert await child.stdout.read() == b""
         assert await child.wait() == 0
 
 
@@ -241,11 +242,11 @@ async def test_a_process_whose_starter_is_cancelled_meanwhile_is_ended() -> None
         assert task.cancelled()
         await until(lambda: not runtime.tasks_left)
         assert runtime.drain_view()["tally"] == {"cancelled": 1}
-        assert _children_of(os.getpid()) == others
+        assert _children_of(os.getpid()) <= others
 
 
-def _children_of(pid: int) -> list[str]:
-    return [name for task in Path(f"/proc/{pid}/task").iterdir() for name in (task / "children").read_text().split()]
+def _children_of(pid: int) -> set[str]:
+    return {name for task in Path(f"/proc/{pid}/task").iterdir() for name in (task / "children").read_text().split()}
 
 
 async def test_a_cancel_that_comes_before_the_start_starts_nothing() -> None:
@@ -258,7 +259,7 @@ async def test_a_cancel_that_comes_before_the_start_starts_nothing() -> None:
         await asyncio.wait({task})
         assert task.cancelled()
         assert runtime.drain_view()["tally"] == {"cancelled": 1}
-        assert _children_of(os.getpid()) == others
+        assert _children_of(os.getpid()) <= others
 
 
 async def test_a_process_in_a_thread_is_counted_with_its_thread() -> None:
