@@ -70,7 +70,11 @@ class Pod:
         return {int(path.stem) for path in self.folder.glob("*.up") if _lives(int(path.stem))}
 
     def wait_for_workers(self, count: int) -> set[int]:
-        wait_until(lambda: self.process.poll() is None and len(self.pids()) == count)
+        try:
+            wait_until(lambda: self.process.poll() is None and len(self.pids()) == count)
+        except AssertionError:
+            ended = self.process.poll()
+            raise AssertionError(f"{self.pids()} of {count}, status {ended}\n{self.log.read_text()}") from None
         return self.pids()
 
     def wait_for_new_workers(self, before: set[int]) -> set[int]:

@@ -1,5 +1,6 @@
 """The in-pod agent against real etcd: what reaches a pod, what is known of it, and what outlives whom."""
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -336,6 +337,22 @@ def test_the_final_report_outlives_the_lease(
     assert final is not None
     assert final.lease == 0
     assert Report.decode(final.value).state is PodState.EXITING
+
+
+def test_an_agent_that_ends_before_it_was_heard_takes_the_time_for_its_final_report(
+    etcd: Member, pod_at: PodAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FINISH_S", 20.0)
+    pod = pod_at(etcd.url, etcd, timeout_s=10.0)
+    etcd.freeze()
+    thaw = threading.Timer(3 * module.AWAY_S, etcd.thaw)
+    thaw.start()
+    pod.agent.start()
+    pod.state = PodState.EXITING
+    assert pod.agent.finish(10)
+    thaw.join()
+    assert pod.report is not None
+    assert pod.report.state is PodState.EXITING
 
 
 @pytest.mark.parametrize("harm", [Member.kill, Member.freeze], ids=["dead", "frozen"])

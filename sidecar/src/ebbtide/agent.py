@@ -85,6 +85,7 @@ class Agent:
         self._reported = 0
         self._ending = ""
         self._unheard = False
+        self._started_at = 0.0
         self._phase_revision = 0
         self._stable = True
         self._sequence = 0
@@ -103,6 +104,7 @@ class Agent:
 
     def start(self) -> None:
         """Start both threads."""
+        self._started_at = time.monotonic()
         for thread in self._threads:
             thread.start()
 
@@ -118,7 +120,9 @@ class Agent:
         Returns:
             False where that took longer than `timeout_s` seconds; where nobody hears this process, 0.1 s at most.
         """
-        heard = self.connected and not self._unheard
+        # Who has only just begun to speak, as one does whose leader left just before, may be heard yet.
+        begins = time.monotonic() < self._started_at + FINISH_S
+        heard = (self.connected or begins) and not self._unheard
         return self._end("final", timeout_s if heard else min(timeout_s, AWAY_S))
 
     def retire(self, timeout_s: float) -> bool:

@@ -49,6 +49,47 @@ async def test_one_leads_and_the_other_takes_over_when_it_leaves() -> None:
     await second.__aexit__(None, None, None)
 
 
+class Told:
+    """An agent that is there `since`, and takes note of the final report."""
+
+    connected = True
+
+    def __init__(self, since: threading.Event) -> None:
+        self._since = since
+        self.finished = False
+
+    def made(self) -> "Told":
+        assert self._since.wait(10)
+        return self
+
+    def edge(self) -> None:
+        pass
+
+    def retire(self, timeout_s: float) -> bool:
+        return True
+
+    def finish(self) -> bool:
+        self.finished = True
+        return True
+
+
+async def test_a_worker_that_leaves_while_it_takes_over_gives_the_final_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = uuid.uuid4().hex
+    first, second = a_worker(pod), a_worker(pod)
+    monkeypatch.setattr(ebbtide.Settings, "has_store", True)
+    at_once = threading.Event()
+    at_once.set()
+    before, after = Told(at_once), Told(second._pod._leaving)
+    monkeypatch.setattr(first._pod, "_start_agent", before.made)
+    monkeypatch.setattr(second._pod, "_start_agent", after.made)
+    async with first:
+        await second.__aenter__()
+    await until(lambda: second._pod._hub is not None)
+    await second.__aexit__(None, None, None)
+    assert after.finished
+    assert not before.finished, "the other one stayed"
+
+
 async def test_a_worker_that_comes_while_the_pod_drains_takes_no_work() -> None:
     pod = uuid.uuid4().hex
     async with a_worker(pod) as first, a_worker(pod):

@@ -153,9 +153,10 @@ class Pod:
         """Say goodbye, and let another worker lead; blocks for some seconds at most."""
         with self._departure:
             self._leaving.set()
-        if self._bell is not None and self._hub is None:
+        if self._bell is not None:
             self._bell.ring()
-            # Dismissed by the one that leads; or that one is gone, and this worker leads for its last moment.
+            # Dismissed by the one that leads; or that one is gone, and this worker leads for its last moment. Where it
+            # took over just now, it has nobody yet who tells of its end.
             self._settled.wait(SETTLE_S)
         last = self._hub is None or self._hub.outlives_all(LEAVE_S)
         if self._agent is not None and not (self._agent.finish() if last else self._agent.retire(LEAVE_S)):
