@@ -35,8 +35,8 @@ lint: venv ## Format, lint, types, import contracts
 	.venv/bin/mypy
 
 .PHONY: test-unit
-test-unit: venv ## Pure rules and what one process does: no cluster, under a minute
-	.venv/bin/pytest tests/unit
+test-unit: venv ## Pure rules and what one process does, on all cores: no cluster, under a minute
+	.venv/bin/pytest --numprocesses auto tests/unit
 
 .PHONY: test-pythons
 test-pythons: venv ## The library's unit tests on every other Python at hand from 3.11 on, and on 3.14 (about 2 min; 2 more for environments the first time)

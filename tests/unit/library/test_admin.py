@@ -344,11 +344,12 @@ def test_listening_asks_no_resolver(view: View, monkeypatch: pytest.MonkeyPatch)
     assert asked == []
 
 
-@pytest.mark.parametrize("host", ["Bücher..example", "shop\udcff"])
+@pytest.mark.parametrize("host", ["Bücher..example", "shop\udcff"], ids=["not a name", "not a text"])
 def test_a_host_that_can_be_none_is_reported_and_the_application_goes_on(view: View, host: str, caplog: Any) -> None:
     with caplog.at_level(logging.ERROR, "ebbtide"):
         assert AdminServer(view, host, 0).start() is None
     assert "EBBTIDE_ADMIN_ADDRESS" in caplog.text
+    caplog.text.encode()  # as a log file does
 
 
 def test_unknown_paths_and_methods_are_refused(client: Client) -> None:

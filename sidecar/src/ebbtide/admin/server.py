@@ -125,7 +125,7 @@ class AdminServer:
             self._server = self._listen(time.monotonic() + patience_s)
         except (OSError, TypeError) as error:  # TypeError: what can be no host's name
             logger.error(  # noqa: TRY400 (the address says it all)
-                "ebbtide: no admin server on %s:%d (%s): probes and preStop will not reach this process; "
+                "ebbtide: no admin server on %r, port %d (%s): probes and preStop will not reach this process; "
                 "set EBBTIDE_ADMIN_ADDRESS to a free address",
                 self._host,
                 self._port,
