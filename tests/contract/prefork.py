@@ -70,11 +70,7 @@ class Pod:
         return {int(path.stem) for path in self.folder.glob("*.up") if _lives(int(path.stem))}
 
     def wait_for_workers(self, count: int) -> set[int]:
-        try:
-            wait_until(lambda: self.process.poll() is None and len(self.pids()) == count)
-        except AssertionError:
-            ended = self.process.poll()
-            raise AssertionError(f"{self.pids()} of {count}, status {ended}\n{self.log.read_text()}") from None
+        wait_until(lambda: self.process.poll() is None and len(self.pids()) == count)
         return self.pids()
 
     def wait_for_new_workers(self, before: set[int]) -> set[int]:
@@ -140,22 +136,19 @@ class Pod:
 
     def wait_for(self, state: PodState, **fields: Any) -> Report:
         """Wait until the store has a report like that."""
-        found: list[Report] = []
+        wanted = {"state": state, **fields}
 
-        def matches() -> bool:
+        def matching() -> Report | None:
             report = self.report
-            if report is None or report.state is not state:
-                return False
-            if any(getattr(report, name) != value for name, value in fields.items()):
-                return False
-            found.append(report)
-            return True
+            if report is None or any(getattr(report, name) != value for name, value in wanted.items()):
+                return None
+            return report
 
         try:
-            wait_until(matches)
+            report: Report = wait_until(matching)
         except AssertionError:
-            raise AssertionError(f"{self.report} is not {state} {fields}\n{self.log.read_text()}") from None
-        return found[-1]
+            raise AssertionError(f"{self.report} is not {state} {fields}") from None
+        return report
 
     # --- its admin server
 
@@ -182,19 +175,14 @@ class Pod:
 
     def leader(self) -> int:
         """Return the worker that has the admin server's port, as soon as one has it."""
-        found: list[int] = []
 
-        def is_told_apart() -> bool:
+        def the_one() -> int | None:
             inode = _listening(self.port)
-            found[:] = [pid for pid in self.pids() if inode is not None and _has_socket(pid, inode)]
-            return len(found) == 1
+            found = [pid for pid in self.pids() if inode is not None and _has_socket(pid, inode)]
+            return found[0] if len(found) == 1 else None
 
-        wait_until(is_told_apart)
-        return found[0]
-
-    def port_is_taken(self) -> bool:
-        """Whether a worker listens at the admin server's port."""
-        return _listening(self.port) is not None
+        pid: int = wait_until(the_one)
+        return pid
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):

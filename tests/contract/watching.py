@@ -100,11 +100,13 @@ class Etcd3Watching(StoreWatching):
     adapter = Etcd3
 
 
-def wait_until(condition: Any) -> None:
+def wait_until(condition: Any) -> Any:
+    """Return what a condition answers, once that is true."""
     deadline = time.monotonic() + PATIENCE_S
-    while not condition():
+    while not (answer := condition()):
         assert time.monotonic() < deadline, "it does not happen"
         time.sleep(0.01)
+    return answer
 
 
 def state_of(changes: list[Changed | Removed | Resync]) -> dict[str, bytes]:
